@@ -1,0 +1,5 @@
+//! The vhost-user glue (stub).
+mod config;
+mod server;
+pub use config::{GuestConfig, VhostUserSocket};
+pub use server::{AddError, Server};

@@ -1,0 +1,2 @@
+//! vhost-user-vsock
+fn main() {}
