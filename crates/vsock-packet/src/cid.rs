@@ -133,7 +133,10 @@ pub struct VsockAddr {
 impl VsockAddr {
     /// The end at `port` of `cid`.
     pub fn new(cid: impl Into<Cid>, port: u32) -> Self {
-        Self { cid: cid.into(), port: PortNumber::new(port) }
+        Self {
+            cid: cid.into(),
+            port: PortNumber::new(port),
+        }
     }
 }
 
@@ -153,7 +156,10 @@ mod tests {
             assert_eq!(GuestCid::new(value), Err(ReservedCid(value)));
         }
         for value in [3, 42, 0xffff_fffe] {
-            assert_eq!(GuestCid::new(value).map(|guest| u64::from(guest.cid())), Ok(value));
+            assert_eq!(
+                GuestCid::new(value).map(|guest| u64::from(guest.cid())),
+                Ok(value)
+            );
         }
     }
 

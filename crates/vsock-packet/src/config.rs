@@ -31,7 +31,9 @@ mod tests {
     use super::*;
 
     fn config() -> Config {
-        Config { guest_cid: GuestCid::new(0x0102_0304).unwrap() }
+        Config {
+            guest_cid: GuestCid::new(0x0102_0304).unwrap(),
+        }
     }
 
     #[test]
