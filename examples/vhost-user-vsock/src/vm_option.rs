@@ -1,0 +1,100 @@
+//! The value of `--vm`: `guest-cid=3,socket=/run/vm3.sock,uds-path=/run/vm3.vsock`.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use crate::mistake::Mistake;
+use crate::spec::{Origin, Settings, VmSpec, split_groups};
+
+const KEYS: &str = "guest-cid, socket, uds-path, groups, queue-size, tx-buffer-size";
+
+/// Reads the text of one `--vm`.
+///
+/// # Errors
+///
+/// A part that is not `key=value`, a key that is unknown or repeated, a bad number.
+pub(crate) fn parse(text: &str) -> Result<VmSpec, Mistake> {
+    let origin = Origin::VmOption(text.to_owned());
+    let mut settings = Settings::default();
+    let mut seen = BTreeSet::new();
+    for part in text.split(',') {
+        let Some((key, value)) = part.split_once('=') else {
+            return Err(Mistake::new(
+                format!("--vm {text}"),
+                format!("'{part}' is not KEY=VALUE; the keys are {KEYS}"),
+            ));
+        };
+        if !seen.insert(key) {
+            return Err(Mistake::new(
+                origin.setting(key, value),
+                format!("{key} is given twice in one --vm; keep one of them"),
+            ));
+        }
+        set(&mut settings, &origin, key, value)?;
+    }
+    Ok(VmSpec { origin, settings })
+}
+
+fn set(settings: &mut Settings, origin: &Origin, key: &str, value: &str) -> Result<(), Mistake> {
+    match key {
+        "guest-cid" => settings.guest_cid = Some(origin.number(key, value)?),
+        "socket" => settings.socket = Some(PathBuf::from(value)),
+        "uds-path" => settings.uds_path = Some(PathBuf::from(value)),
+        "groups" => settings.groups = Some(split_groups(value)),
+        "queue-size" => settings.queue_size = Some(origin.number(key, value)?),
+        "tx-buffer-size" => settings.tx_buffer_size = Some(origin.number(key, value)?),
+        _ => {
+            return Err(Mistake::new(
+                origin.setting(key, value),
+                format!("{key} is an unknown key; the keys are {KEYS}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_every_key() {
+        let spec = parse(
+            "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,\
+             groups=a+b,queue-size=256,tx-buffer-size=65536",
+        )
+        .unwrap();
+        assert_eq!(
+            spec.settings,
+            Settings {
+                guest_cid: Some(3),
+                socket: Some("/run/3.sock".into()),
+                fd: None,
+                uds_path: Some("/run/3.vsock".into()),
+                groups: Some(vec!["a".to_owned(), "b".to_owned()]),
+                queue_size: Some(256),
+                tx_buffer_size: Some(65536),
+            }
+        );
+    }
+
+    #[test]
+    fn keeps_an_equals_sign_of_a_path() {
+        let spec = parse("socket=/run/a=b").unwrap();
+        assert_eq!(spec.settings.socket, Some("/run/a=b".into()));
+    }
+
+    #[test]
+    fn refuses_what_is_no_known_key_with_a_value() {
+        for text in [
+            "",
+            "guest-cid",
+            "guest-cid=3,",
+            "cid=3",
+            "guest_cid=3",
+            "guest-cid=three",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
