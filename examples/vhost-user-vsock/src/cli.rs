@@ -31,7 +31,7 @@ pub(crate) enum Request {
 /// standard error what RUST_LOG asks for (by default "info"), and ends in order on
 /// SIGTERM and SIGINT.
 #[derive(Debug, Parser)]
-#[command(name = "vhost-user-vsock", version, max_term_width = 100)]
+#[command(name = "vhost-user-vsock", version)]
 struct Options {
     /// One VM, of several: guest-cid=CID,socket=PATH,uds-path=PATH
     /// [,groups=NAME+NAME][,queue-size=N][,tx-buffer-size=BYTES]

@@ -3,6 +3,8 @@
 #![allow(dead_code)] // Each test file uses a part of it.
 #![allow(clippy::unwrap_used)] // What fails here fails the test.
 
+pub(crate) mod refusal;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
