@@ -1,0 +1,779 @@
+//! One connection between the guest and the host.
+//!
+//! ```text
+//!   requested()                        accepted()
+//!       │  REQUEST out                     │  RESPONSE out
+//!       ▼                                  │
+//!   ┌─────────┐   RESPONSE in   ┌──────────▼──┐  both halves ended, or reset  ┌────────┐
+//!   │Requested├────────────────▶│ Established ├──────────────────────────────▶│ Closed │
+//!   └────┬────┘                 └─────────────┘                               └────────┘
+//!        └───────────── RST in, time-out, anything else ──────────────────────────▲
+//! ```
+//!
+//! While Established each half ends on its own, and for good: the guest's by SHUTDOWN in,
+//! the host's by [`Connection::end_host`] and SHUTDOWN out. When the guest has ended both
+//! and the host's application has got everything, [`Connection::finish`] answers with the
+//! RST that completes a clean close (§5.10.6.5). When the host has ended both, the guest
+//! owes that RST and a timer runs.
+
+use std::time::{Duration, Instant};
+
+use bitflags::bitflags;
+use vsock_packet::{Header, Op, ShutdownFlags, VsockAddr};
+
+use crate::credit::{CreditViolation, GuestCredit, HostCredit};
+
+/// How long a connection waits for the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// For the answer to a REQUEST.
+    pub request: Duration,
+    /// For the RST that answers a full SHUTDOWN.
+    pub shutdown: Duration,
+    /// For an answer to the first CREDIT_REQUEST; each later one waits twice as long.
+    pub credit: Duration,
+    /// The most a CREDIT_REQUEST waits for its answer.
+    pub max_credit: Duration,
+}
+
+impl Default for Timeouts {
+    /// 2 s and 8 s, as Linux has them for its own side; credit from 20 ms to 2 s.
+    fn default() -> Self {
+        Self {
+            request: Duration::from_secs(2),
+            shutdown: Duration::from_secs(8),
+            credit: Duration::from_millis(20),
+            max_credit: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Why a connection is closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// The guest sent an RST, also when it refused a REQUEST or ended a clean close.
+    GuestReset,
+    /// Both ends are done and everything was delivered.
+    Finished,
+    /// The guest did not answer a REQUEST in time.
+    RequestTimeout,
+    /// The guest did not answer a full SHUTDOWN in time.
+    ShutdownTimeout,
+    /// The guest sent more than its credit.
+    CreditViolation(CreditViolation),
+    /// The guest sent a packet that its state does not allow.
+    UnexpectedPacket(Op),
+    /// The host's end failed.
+    HostError,
+}
+
+/// What a packet of the guest's means for the host's end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Received {
+    /// Nothing; there may be something to send, or more credit.
+    Nothing,
+    /// The guest accepted the host's REQUEST.
+    Accepted,
+    /// The packet's payload is for the host's application.
+    Payload,
+    /// The guest ended one or both halves: see [`Connection::guest_ended`].
+    Shutdown,
+    /// The connection is closed. Payload that came before is still the application's.
+    Closed(Cause),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Requested { deadline: Instant },
+    Established,
+    Closed(Cause),
+}
+
+bitflags! {
+    /// Control packets that are to go to the guest.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    struct Pending: u8 {
+        const REQUEST = 1 << 0;
+        const RESPONSE = 1 << 1;
+        const CREDIT_REQUEST = 1 << 2;
+        const CREDIT_UPDATE = 1 << 3;
+        const SHUTDOWN = 1 << 4;
+        const RST = 1 << 5;
+    }
+}
+
+/// Whether payload waits for credit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Blocked {
+    No,
+    /// A CREDIT_REQUEST is to go out; the next one waits so long after it.
+    Asking {
+        wait: Duration,
+    },
+    /// It went out, and is repeated then.
+    Waiting {
+        until: Instant,
+        wait: Duration,
+    },
+}
+
+/// A connection between a guest and the host.
+#[derive(Debug)]
+pub struct Connection {
+    guest: VsockAddr,
+    host: VsockAddr,
+    state: State,
+    pending: Pending,
+    guest_ended: ShutdownFlags,
+    host_ended: ShutdownFlags,
+    shutdown_deadline: Option<Instant>,
+    guest_credit: GuestCredit,
+    host_credit: HostCredit,
+    blocked: Blocked,
+    asked_for_packets: bool,
+    timeouts: Timeouts,
+}
+
+impl Connection {
+    /// A connection that the host asks the guest for. `buf_alloc` is what the guest may
+    /// send ahead of the host's application, in bytes.
+    pub fn requested(
+        host: VsockAddr,
+        guest: VsockAddr,
+        buf_alloc: u32,
+        timeouts: Timeouts,
+        now: Instant,
+    ) -> Self {
+        let state = State::Requested {
+            deadline: now + timeouts.request,
+        };
+        let credit = GuestCredit::new(0, 0);
+        Self::new(
+            host,
+            guest,
+            state,
+            Pending::REQUEST,
+            credit,
+            buf_alloc,
+            timeouts,
+        )
+    }
+
+    /// A connection that the guest asked for with `request` and gets.
+    pub fn accepted(request: &Header, buf_alloc: u32, timeouts: Timeouts) -> Self {
+        let credit = GuestCredit::new(request.buf_alloc, request.fwd_cnt);
+        let (guest, host) = (request.src, request.dst);
+        let state = State::Established;
+        Self::new(
+            host,
+            guest,
+            state,
+            Pending::RESPONSE,
+            credit,
+            buf_alloc,
+            timeouts,
+        )
+    }
+
+    fn new(
+        host: VsockAddr,
+        guest: VsockAddr,
+        state: State,
+        pending: Pending,
+        guest_credit: GuestCredit,
+        buf_alloc: u32,
+        timeouts: Timeouts,
+    ) -> Self {
+        Self {
+            guest,
+            host,
+            state,
+            pending,
+            guest_ended: ShutdownFlags::empty(),
+            host_ended: ShutdownFlags::empty(),
+            shutdown_deadline: None,
+            guest_credit,
+            host_credit: HostCredit::new(buf_alloc),
+            blocked: Blocked::No,
+            asked_for_packets: false,
+            timeouts,
+        }
+    }
+
+    /// The guest's end.
+    pub fn guest(&self) -> VsockAddr {
+        self.guest
+    }
+
+    /// The host's end.
+    pub fn host(&self) -> VsockAddr {
+        self.host
+    }
+
+    /// Why the connection is closed; `None` while it is not.
+    pub fn closed(&self) -> Option<Cause> {
+        match self.state {
+            State::Closed(cause) => Some(cause),
+            _ => None,
+        }
+    }
+
+    /// The halves the guest has ended, by what the guest will no longer do.
+    pub fn guest_ended(&self) -> ShutdownFlags {
+        self.guest_ended
+    }
+
+    /// The halves the host has ended, by what the host will no longer do.
+    pub fn host_ended(&self) -> ShutdownFlags {
+        self.host_ended
+    }
+
+    /// Takes a packet of the guest's.
+    pub fn receive(&mut self, header: &Header, now: Instant) -> Received {
+        if self.closed().is_some() {
+            if header.op == Op::Rst {
+                self.pending = Pending::empty();
+            }
+            return Received::Nothing;
+        }
+        if header.op == Op::Rst {
+            return self.close(Cause::GuestReset, Pending::empty());
+        }
+        self.take_credit(header);
+        match (self.state, header.op) {
+            (State::Requested { .. }, Op::Response) => {
+                self.state = State::Established;
+                Received::Accepted
+            }
+            (State::Established, Op::Rw) => self.receive_payload(header.len),
+            (State::Established, Op::Shutdown) => self.receive_shutdown(header, now),
+            (State::Established, Op::CreditUpdate) => Received::Nothing,
+            (State::Established, Op::CreditRequest) => {
+                self.pending |= Pending::CREDIT_UPDATE;
+                Received::Nothing
+            }
+            (_, op) => self.close(Cause::UnexpectedPacket(op), Pending::RST),
+        }
+    }
+
+    fn take_credit(&mut self, header: &Header) {
+        self.guest_credit.update(header.buf_alloc, header.fwd_cnt);
+        self.asked_for_packets = false;
+    }
+
+    fn receive_payload(&mut self, len: u32) -> Received {
+        if self.guest_ended.contains(ShutdownFlags::SEND) {
+            return self.close(Cause::UnexpectedPacket(Op::Rw), Pending::RST);
+        }
+        match self.host_credit.received(len) {
+            Ok(()) => Received::Payload,
+            Err(violation) => self.close(Cause::CreditViolation(violation), Pending::RST),
+        }
+    }
+
+    fn receive_shutdown(&mut self, header: &Header, now: Instant) -> Received {
+        self.guest_ended |= header.shutdown_flags();
+        self.watch_shutdown(now);
+        Received::Shutdown
+    }
+
+    fn close(&mut self, cause: Cause, pending: Pending) -> Received {
+        self.state = State::Closed(cause);
+        self.pending = pending;
+        self.shutdown_deadline = None;
+        self.blocked = Blocked::No;
+        Received::Closed(cause)
+    }
+
+    /// Counts payload that left for the host's application, or that it will never get
+    /// because it receives no more.
+    pub fn forwarded(&mut self, len: usize) {
+        self.host_credit.forwarded(wire_len(len));
+        let guest_sends = !self.guest_ended.contains(ShutdownFlags::SEND);
+        if self.state == State::Established
+            && guest_sends
+            && self
+                .host_credit
+                .update_is_due(self.guest_credit.buf_alloc())
+        {
+            self.pending |= Pending::CREDIT_UPDATE;
+        }
+    }
+
+    /// The host's application ended one or both halves. What it sent before must have
+    /// been put into the RX ring by then.
+    pub fn end_host(&mut self, flags: ShutdownFlags, now: Instant) {
+        if self.state != State::Established || self.host_ended.contains(flags) {
+            return;
+        }
+        self.host_ended |= flags;
+        self.pending |= Pending::SHUTDOWN;
+        self.watch_shutdown(now);
+    }
+
+    /// Runs the timer for the guest's RST when the connection has nothing more to do but
+    /// for the guest to say so.
+    fn watch_shutdown(&mut self, now: Instant) {
+        if self.host_ended.is_all() && self.shutdown_deadline.is_none() {
+            self.shutdown_deadline = Some(now + self.timeouts.shutdown);
+        }
+    }
+
+    /// Completes the guest's clean close: it ended both halves, and everything it sent was
+    /// delivered.
+    pub fn finish(&mut self) {
+        if self.state == State::Established {
+            self.close(Cause::Finished, Pending::RST);
+        }
+    }
+
+    /// Closes the connection at once; the guest gets an RST.
+    pub fn reset(&mut self, cause: Cause) {
+        if self.closed().is_none() {
+            self.close(cause, Pending::RST);
+        }
+    }
+
+    /// Whether a control packet is to go to the guest.
+    pub fn has_control(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The next control packet for the guest, with fresh credit in it. The caller puts it
+    /// into the RX ring; it does not come again.
+    pub fn poll_control(&mut self, now: Instant) -> Option<Header> {
+        const ORDER: [(Pending, Op); 6] = [
+            (Pending::RST, Op::Rst),
+            (Pending::REQUEST, Op::Request),
+            (Pending::RESPONSE, Op::Response),
+            (Pending::CREDIT_REQUEST, Op::CreditRequest),
+            (Pending::CREDIT_UPDATE, Op::CreditUpdate),
+            (Pending::SHUTDOWN, Op::Shutdown),
+        ];
+        let (pending, op) = ORDER
+            .into_iter()
+            .find(|(flag, _)| self.pending.contains(*flag))?;
+        self.pending -= pending;
+        let mut header = self.header(op);
+        match op {
+            Op::Shutdown => header.flags = self.host_ended.bits(),
+            Op::CreditRequest => self.wait_for_credit(now),
+            _ => (),
+        }
+        Some(header)
+    }
+
+    fn header(&mut self, op: Op) -> Header {
+        let (buf_alloc, fwd_cnt) = self.host_credit.tell();
+        self.pending -= Pending::CREDIT_UPDATE;
+        Header {
+            buf_alloc,
+            fwd_cnt,
+            ..Header::new(op, self.host, self.guest)
+        }
+    }
+
+    /// Payload that may go to the guest now: at most so many bytes, in at most so many
+    /// packets. Control packets go first.
+    pub fn sendable(&self) -> (usize, usize) {
+        match self.guest_credit.packets() {
+            packets if packets > 0 && self.may_send() => {
+                (self.guest_credit.bytes() as usize, packets)
+            }
+            _ => (0, 0),
+        }
+    }
+
+    /// Whether payload may go to the guest at all, given credit.
+    fn may_send(&self) -> bool {
+        self.state == State::Established
+            && !self.guest_ended.contains(ShutdownFlags::RECEIVE)
+            && !self.host_ended.contains(ShutdownFlags::SEND)
+    }
+
+    /// The header of an RW packet with `len` bytes of payload, which the caller puts into
+    /// the RX ring. Counted as sent; `len` must be within [`Self::sendable`].
+    pub fn data_header(&mut self, len: usize) -> Header {
+        let len = wire_len(len);
+        self.guest_credit.sent(len);
+        self.blocked = Blocked::No;
+        if self.guest_credit.half_of_packets_unread() && !self.asked_for_packets {
+            self.asked_for_packets = true;
+            self.pending |= Pending::CREDIT_REQUEST;
+        }
+        Header {
+            len,
+            ..self.header(Op::Rw)
+        }
+    }
+
+    /// The caller has payload for the guest and no credit: asks for some, once, and
+    /// again by the timer. More credit that is still too little asks no more, so two
+    /// blocked ends do not keep each other busy.
+    pub fn blocked(&mut self) {
+        if self.blocked == Blocked::No && self.may_send() {
+            self.ask_for_credit(self.timeouts.credit);
+        }
+    }
+
+    fn ask_for_credit(&mut self, wait: Duration) {
+        self.blocked = Blocked::Asking { wait };
+        self.pending |= Pending::CREDIT_REQUEST;
+    }
+
+    fn wait_for_credit(&mut self, now: Instant) {
+        if let Blocked::Asking { wait } = self.blocked {
+            self.blocked = Blocked::Waiting {
+                until: now + wait,
+                wait,
+            };
+        }
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        match (self.state, self.blocked) {
+            (State::Requested { deadline }, _) => Some(deadline),
+            (State::Established, Blocked::Waiting { until, .. }) => Some(
+                self.shutdown_deadline
+                    .map_or(until, |deadline| deadline.min(until)),
+            ),
+            (State::Established, _) => self.shutdown_deadline,
+            (State::Closed(_), _) => None,
+        }
+    }
+
+    /// Does what is due by `now`. The connection may be closed afterwards.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        match (self.state, self.blocked) {
+            (State::Requested { deadline }, _) if deadline <= now => {
+                self.close(Cause::RequestTimeout, Pending::RST);
+            }
+            (State::Established, _) if self.shutdown_deadline.is_some_and(|at| at <= now) => {
+                self.close(Cause::ShutdownTimeout, Pending::RST);
+            }
+            (State::Established, Blocked::Waiting { until, wait }) if until <= now => {
+                if self.may_send() {
+                    self.ask_for_credit((wait * 2).min(self.timeouts.max_credit));
+                } else {
+                    self.blocked = Blocked::No;
+                }
+            }
+            _ => (),
+        }
+    }
+}
+
+/// A length of payload as the wire has it: pieces of one packet never exceed 32 bits.
+fn wire_len(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use vsock_packet::Cid;
+
+    use super::*;
+
+    const BUF: u32 = 4096;
+
+    fn guest() -> VsockAddr {
+        VsockAddr::new(Cid::new(3), 1234)
+    }
+
+    fn host() -> VsockAddr {
+        VsockAddr::new(Cid::HOST, 80)
+    }
+
+    fn from_guest(op: Op) -> Header {
+        Header {
+            buf_alloc: BUF,
+            ..Header::new(op, guest(), host())
+        }
+    }
+
+    fn established(now: Instant) -> Connection {
+        let mut connection =
+            Connection::accepted(&from_guest(Op::Request), BUF, Timeouts::default());
+        assert_eq!(ops(&mut connection, now), [Op::Response]);
+        connection
+    }
+
+    fn requested(now: Instant) -> Connection {
+        let mut connection = Connection::requested(host(), guest(), BUF, Timeouts::default(), now);
+        assert_eq!(ops(&mut connection, now), [Op::Request]);
+        connection
+    }
+
+    fn ops(connection: &mut Connection, now: Instant) -> Vec<Op> {
+        std::iter::from_fn(|| connection.poll_control(now))
+            .map(|header| header.op)
+            .collect()
+    }
+
+    fn shutdown(flags: ShutdownFlags) -> Header {
+        Header {
+            flags: flags.bits(),
+            ..from_guest(Op::Shutdown)
+        }
+    }
+
+    #[test]
+    fn answers_a_request_before_anything_else() {
+        let now = Instant::now();
+        let mut connection =
+            Connection::accepted(&from_guest(Op::Request), BUF, Timeouts::default());
+        connection.receive(&from_guest(Op::CreditRequest), now);
+        assert_eq!(ops(&mut connection, now), [Op::Response]);
+    }
+
+    #[test]
+    fn a_host_request_becomes_a_connection_by_its_response() {
+        let now = Instant::now();
+        let mut connection = requested(now);
+        assert_eq!(connection.sendable(), (0, 0));
+        assert_eq!(
+            connection.receive(&from_guest(Op::Response), now),
+            Received::Accepted
+        );
+        assert_eq!(connection.sendable(), (BUF as usize, 4));
+        assert_eq!(connection.deadline(), None);
+    }
+
+    #[test]
+    fn a_host_request_is_refused_by_an_rst_that_gets_no_answer() {
+        let now = Instant::now();
+        let mut connection = requested(now);
+        assert_eq!(
+            connection.receive(&from_guest(Op::Rst), now),
+            Received::Closed(Cause::GuestReset)
+        );
+        assert_eq!(ops(&mut connection, now), []);
+    }
+
+    #[test]
+    fn a_host_request_without_answer_times_out_with_an_rst() {
+        let now = Instant::now();
+        let mut connection = requested(now);
+        let deadline = connection.deadline().unwrap();
+        assert_eq!(deadline, now + Duration::from_secs(2));
+        connection.handle_timeout(deadline - Duration::from_millis(1));
+        assert_eq!(connection.closed(), None);
+        connection.handle_timeout(deadline);
+        assert_eq!(connection.closed(), Some(Cause::RequestTimeout));
+        assert_eq!(ops(&mut connection, now), [Op::Rst]);
+    }
+
+    #[test]
+    fn a_response_without_a_request_is_reset() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        let cause = Cause::UnexpectedPacket(Op::Response);
+        assert_eq!(
+            connection.receive(&from_guest(Op::Response), now),
+            Received::Closed(cause)
+        );
+        assert_eq!(ops(&mut connection, now), [Op::Rst]);
+    }
+
+    #[test]
+    fn payload_before_the_response_is_reset() {
+        let now = Instant::now();
+        let mut connection = requested(now);
+        connection.receive(
+            &Header {
+                len: 1,
+                ..from_guest(Op::Rw)
+            },
+            now,
+        );
+        assert_eq!(ops(&mut connection, now), [Op::Rst]);
+    }
+
+    #[test]
+    fn a_credit_violation_is_reset() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        let packet = Header {
+            len: BUF,
+            ..from_guest(Op::Rw)
+        };
+        assert_eq!(connection.receive(&packet, now), Received::Payload);
+        assert!(matches!(
+            connection.receive(&packet, now),
+            Received::Closed(Cause::CreditViolation(_))
+        ));
+        assert_eq!(ops(&mut connection, now), [Op::Rst]);
+    }
+
+    #[test]
+    fn halves_end_one_by_one_and_for_good() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        connection.receive(&shutdown(ShutdownFlags::SEND), now);
+        connection.receive(&shutdown(ShutdownFlags::empty()), now);
+        assert_eq!(connection.guest_ended(), ShutdownFlags::SEND);
+        assert!(connection.sendable().0 > 0, "the guest still receives");
+        connection.receive(&shutdown(ShutdownFlags::RECEIVE), now);
+        assert!(connection.guest_ended().is_all());
+        assert_eq!(connection.sendable(), (0, 0));
+    }
+
+    #[test]
+    fn payload_after_the_guest_ended_its_half_is_reset() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        connection.receive(&shutdown(ShutdownFlags::SEND), now);
+        connection.receive(
+            &Header {
+                len: 1,
+                ..from_guest(Op::Rw)
+            },
+            now,
+        );
+        assert_eq!(connection.closed(), Some(Cause::UnexpectedPacket(Op::Rw)));
+    }
+
+    #[test]
+    fn a_clean_close_of_the_guest_is_answered_by_an_rst() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        connection.receive(&shutdown(ShutdownFlags::all()), now);
+        assert_eq!(
+            ops(&mut connection, now),
+            [],
+            "what it sent is still on its way"
+        );
+        connection.finish();
+        assert_eq!(ops(&mut connection, now), [Op::Rst]);
+    }
+
+    #[test]
+    fn the_host_tells_each_half_it_ends_and_then_waits_for_the_rst() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        connection.end_host(ShutdownFlags::SEND, now);
+        let header = connection.poll_control(now).unwrap();
+        assert_eq!(
+            (header.op, header.shutdown_flags()),
+            (Op::Shutdown, ShutdownFlags::SEND)
+        );
+        assert_eq!(
+            connection.deadline(),
+            None,
+            "half a connection may stay for ever"
+        );
+
+        connection.end_host(ShutdownFlags::SEND, now);
+        assert_eq!(ops(&mut connection, now), [], "said once");
+
+        connection.end_host(ShutdownFlags::RECEIVE, now);
+        let header = connection.poll_control(now).unwrap();
+        assert_eq!(header.shutdown_flags(), ShutdownFlags::all());
+
+        let deadline = connection.deadline().unwrap();
+        connection.handle_timeout(deadline);
+        assert_eq!(connection.closed(), Some(Cause::ShutdownTimeout));
+        assert_eq!(ops(&mut connection, now), [Op::Rst]);
+    }
+
+    #[test]
+    fn an_rst_is_never_answered_even_when_one_was_about_to_go() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        connection.reset(Cause::HostError);
+        connection.receive(&from_guest(Op::Rst), now);
+        assert_eq!(ops(&mut connection, now), []);
+    }
+
+    #[test]
+    fn asks_for_credit_once_and_then_by_the_timer_with_growing_waits() {
+        let mut now = Instant::now();
+        let mut connection = established(now);
+        let header = connection.data_header(BUF as usize);
+        assert_eq!(header.len, BUF);
+        connection.blocked();
+        connection.blocked();
+        assert_eq!(ops(&mut connection, now), [Op::CreditRequest]);
+
+        for wait in [20, 40, 80, 160, 320, 640, 1280, 2000, 2000] {
+            connection.receive(&from_guest(Op::CreditUpdate), now);
+            connection.blocked();
+            assert_eq!(
+                ops(&mut connection, now),
+                [],
+                "an update without room asks no more"
+            );
+            let deadline = connection.deadline().unwrap();
+            assert_eq!(deadline, now + Duration::from_millis(wait));
+            now = deadline;
+            connection.handle_timeout(now);
+            assert_eq!(ops(&mut connection, now), [Op::CreditRequest]);
+        }
+
+        connection.receive(
+            &Header {
+                fwd_cnt: BUF,
+                ..from_guest(Op::CreditUpdate)
+            },
+            now,
+        );
+        connection.data_header(1);
+        assert_eq!(connection.deadline(), None);
+    }
+
+    #[test]
+    fn asks_for_news_before_the_guest_holds_too_many_packets() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        connection.data_header(1);
+        assert_eq!(ops(&mut connection, now), []);
+        connection.data_header(1);
+        assert_eq!(ops(&mut connection, now), [Op::CreditRequest]);
+        connection.data_header(1);
+        assert_eq!(ops(&mut connection, now), [], "asked already");
+        connection.receive(
+            &Header {
+                fwd_cnt: 3,
+                ..from_guest(Op::CreditUpdate)
+            },
+            now,
+        );
+        assert_eq!(connection.sendable(), (BUF as usize, 4));
+    }
+
+    #[test]
+    fn tells_the_guest_of_room_unasked_and_when_asked() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        connection.receive(
+            &Header {
+                len: BUF,
+                ..from_guest(Op::Rw)
+            },
+            now,
+        );
+        connection.forwarded(BUF as usize / 4);
+        let header = connection.poll_control(now).unwrap();
+        assert_eq!((header.op, header.fwd_cnt), (Op::CreditUpdate, BUF / 4));
+        assert_eq!(ops(&mut connection, now), []);
+        connection.receive(&from_guest(Op::CreditRequest), now);
+        assert_eq!(ops(&mut connection, now), [Op::CreditUpdate]);
+    }
+
+    #[test]
+    fn data_carries_the_credit_that_an_update_would() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        connection.receive(
+            &Header {
+                len: BUF,
+                ..from_guest(Op::Rw)
+            },
+            now,
+        );
+        connection.forwarded(BUF as usize);
+        assert_eq!(connection.data_header(1).fwd_cnt, BUF);
+        assert_eq!(ops(&mut connection, now), []);
+    }
+}
