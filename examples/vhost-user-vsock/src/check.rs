@@ -69,8 +69,8 @@ impl Place {
     /// what must not be removed.
     pub(crate) fn at(path: &Path, limit: usize) -> Result<Self, PathError> {
         let place = Self::named(path, limit)?;
-        place.examine_directory()?;
         examine_entry(path)?;
+        place.examine_directory()?;
         Ok(place)
     }
 
@@ -91,23 +91,19 @@ impl Place {
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
         let directory = parent.unwrap_or(Path::new("."));
-        match fs::canonicalize(directory) {
-            Ok(directory) => Ok(Self { directory, name }),
-            Err(source) => Err(PathError::Directory {
-                directory: directory.to_owned(),
-                source,
-            }),
+        let unusable = |source| PathError::Directory {
+            directory: directory.to_owned(),
+            source,
+        };
+        let directory = fs::canonicalize(directory).map_err(unusable)?;
+        if !directory.is_dir() {
+            return Err(unusable(Errno::NOTDIR.into()));
         }
+        Ok(Self { directory, name })
     }
 
     fn examine_directory(&self) -> Result<(), PathError> {
         let directory = self.directory.clone();
-        if !directory.is_dir() {
-            return Err(PathError::Directory {
-                directory,
-                source: Errno::NOTDIR.into(),
-            });
-        }
         accessat(
             CWD,
             &directory,
