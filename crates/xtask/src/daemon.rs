@@ -1,0 +1,105 @@
+//! The daemon under test, as users start it.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::process::{Running, output};
+use crate::progress::say;
+use crate::project;
+use crate::wait;
+
+/// The daemon opens its sockets within this time.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+/// Names another program with the same options, to compare with.
+const OVERRIDE: &str = "VSOCK_DAEMON";
+
+/// Builds the daemon and returns the program's path.
+pub(crate) fn build() -> Result<PathBuf> {
+    if let Some(program) = env::var_os(OVERRIDE) {
+        let program = PathBuf::from(program);
+        say(format!("taking {} as the daemon, as {OVERRIDE} says", program.display()));
+        return Ok(program);
+    }
+    let package = "vhost-user-vsock";
+    output(project::cargo().args(["build", "--quiet", "--release", "--package", package]))
+        .context("build the daemon")?;
+    Ok(project::target().join("release").join(package))
+}
+
+/// One VM's line on the daemon's command line.
+#[derive(Clone, Debug)]
+pub(crate) struct Vm {
+    /// The guest's CID.
+    pub(crate) cid: u32,
+    /// The vhost-user socket, for QEMU.
+    pub(crate) socket: PathBuf,
+    /// The hybrid vsock socket, for the host's programs.
+    pub(crate) uds: PathBuf,
+}
+
+impl Vm {
+    /// A VM with its sockets in `directory`.
+    pub(crate) fn within(directory: &Path, cid: u32) -> Self {
+        let path = |suffix: &str| directory.join(format!("vm{cid}.{suffix}"));
+        Self { cid, socket: path("sock"), uds: path("vsock") }
+    }
+
+    /// The value of the option `--vm`.
+    pub(crate) fn option(&self) -> String {
+        let Self { cid, socket, uds } = self;
+        format!("guest-cid={cid},socket={},uds-path={}", socket.display(), uds.display())
+    }
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    process: Running,
+}
+
+impl Daemon {
+    /// Starts the daemon and waits until each VM's sockets listen.
+    pub(crate) fn start(program: &Path, vms: &[Vm], log: &Path) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.env("RUST_LOG", env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
+        for vm in vms {
+            command.arg("--vm").arg(vm.option());
+        }
+        let mut process = Running::start("the daemon", &mut command, log)?;
+        for vm in vms {
+            let what = format!("the daemon to listen on {}", vm.socket.display());
+            wait::until(&what, START_DEADLINE, || {
+                process.check()?;
+                Ok(listens(&vm.socket).then_some(()))
+            })?;
+        }
+        Ok(Self { process })
+    }
+
+    /// Fails if the daemon has ended.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        self.process.check()
+    }
+
+    /// Ends the daemon as a service manager does.
+    pub(crate) fn terminate(self, deadline: Duration) -> Result<ExitStatus> {
+        self.process.terminate(deadline)
+    }
+}
+
+/// Whether a socket listens, found without connecting to it.
+fn listens(socket: &Path) -> bool {
+    /// The flag of a listening socket in the kernel's table.
+    const ACCEPTS: &str = "00010000";
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    table.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        let accepts = fields.nth(3) == Some(ACCEPTS);
+        accepts && fields.next_back().is_some_and(|path| Path::new(path) == socket)
+    })
+}

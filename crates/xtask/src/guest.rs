@@ -1,0 +1,201 @@
+//! A guest: booted, and commanded over its control port.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use guest_agent::protocol::{
+    Command, Conversation, Endpoint, Event, Notice, Order, PatternFile, UNASKED,
+};
+use guest_agent::script::{PATIENCE, Report, Step};
+
+use crate::qemu::{self, Machine, Qemu};
+
+/// A guest has booted within this time, or something is wrong.
+pub(crate) const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+/// How long an order may take altogether; each of its steps has a shorter deadline.
+pub(crate) const ORDER_DEADLINE: Duration = Duration::from_secs(180);
+
+/// A running guest.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// Its virtual machine.
+    pub(crate) qemu: Qemu,
+    /// Its kernel's release, known once it is ready.
+    pub(crate) kernel: String,
+    machine: Machine,
+    control: UnixStream,
+    /// Who waits for notices, by the id of the order.
+    waiting: Waiting,
+    ready: Receiver<Event>,
+    last_id: u64,
+}
+
+type Waiting = Arc<Mutex<HashMap<u64, Sender<Event>>>>;
+
+impl Guest {
+    /// Boots a machine and waits until it takes orders.
+    pub(crate) fn boot(machine: Machine, deadline: Duration) -> Result<Self> {
+        let (qemu, control) = Qemu::start(&machine)?;
+        let waiting = Waiting::default();
+        let (tell_ready, ready) = channel();
+        lock(&waiting).insert(UNASKED, tell_ready);
+        let reader = BufReader::new(control.try_clone().context("share the control port")?);
+        let dispatch_to = Arc::clone(&waiting);
+        thread::spawn(move || dispatch(reader, &dispatch_to));
+        let kernel = String::new();
+        let mut guest = Self { qemu, kernel, machine, control, waiting, ready, last_id: UNASKED };
+        guest.await_ready(deadline)?;
+        Ok(guest)
+    }
+
+    /// Waits until the guest has booted, for the first time or again.
+    pub(crate) fn await_ready(&mut self, deadline: Duration) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            match self.ready.recv_timeout(Duration::from_millis(100)) {
+                Ok(Event::Ready { kernel }) => {
+                    self.kernel = kernel;
+                    return Ok(());
+                }
+                Ok(_) => {}
+                Err(_) => self.qemu.check()?,
+            }
+            if start.elapsed() > deadline {
+                bail!("waited {deadline:?} for the guest to boot; {}", self.console_tail());
+            }
+        }
+    }
+
+    /// The end of what the guest's kernel has printed.
+    pub(crate) fn console_tail(&self) -> String {
+        const LINES: usize = 15;
+        let path = qemu::console(&self.machine.directory);
+        let console = fs::read(path).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console).into_owned();
+        let lines: Vec<_> = console.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(LINES)..];
+        if tail.is_empty() {
+            return "its console is empty".to_owned();
+        }
+        format!("the end of its console:\n{}", tail.join("\n"))
+    }
+
+    /// Runs `script` on `connections` connections to `port` of the guest, or from the
+    /// guest. A listening guest listens when this returns.
+    pub(crate) fn converse(
+        &mut self,
+        endpoint: Endpoint,
+        connections: usize,
+        script: Vec<Step>,
+    ) -> Result<Ongoing> {
+        let conversation = Conversation { endpoint, connections, script };
+        let ongoing = self.order(Command::Converse(conversation))?;
+        if let Endpoint::Listen { port } = endpoint {
+            match ongoing.next(PATIENCE).with_context(|| format!("listen on port {port}"))? {
+                Event::Listening => {}
+                other => bail!("the guest should listen on port {port}, but says {other:?}"),
+            }
+        }
+        Ok(ongoing)
+    }
+
+    /// Starts a program in the guest.
+    pub(crate) fn run(&mut self, argv: &[&str]) -> Result<Ongoing> {
+        let argv = argv.iter().map(|&argument| argument.to_owned()).collect();
+        let deadline_ms = ORDER_DEADLINE.as_millis() as u64 / 2;
+        self.order(Command::Run { argv, deadline_ms })
+    }
+
+    /// Writes a file with a pattern.
+    pub(crate) fn write_file(&mut self, path: &str, bytes: u64, seed: u64) -> Result<()> {
+        self.order(Command::WriteFile(PatternFile { path: path.to_owned(), bytes, seed }))?.done()
+    }
+
+    /// Verifies a file with a pattern.
+    pub(crate) fn verify_file(&mut self, path: &str, bytes: u64, seed: u64) -> Result<()> {
+        self.order(Command::VerifyFile(PatternFile { path: path.to_owned(), bytes, seed }))?.done()
+    }
+
+    fn order(&mut self, command: Command) -> Result<Ongoing> {
+        self.last_id += 1;
+        let (sender, events) = channel();
+        lock(&self.waiting).insert(self.last_id, sender);
+        let order = Order { id: self.last_id, command };
+        let line = serde_json::to_string(&order).context("encode an order")? + "\n";
+        self.control.write_all(line.as_bytes()).context("send an order to the guest")?;
+        Ok(Ongoing { events })
+    }
+}
+
+/// An order that the guest is carrying out.
+#[derive(Debug)]
+pub(crate) struct Ongoing {
+    events: Receiver<Event>,
+}
+
+impl Ongoing {
+    /// The reports of a conversation.
+    pub(crate) fn reports(&self) -> Result<Vec<Report>> {
+        match self.next(ORDER_DEADLINE)? {
+            Event::Conversed(reports) => Ok(reports),
+            other => bail!("the guest should report on its connections, but says {other:?}"),
+        }
+    }
+
+    /// A program's output, if it succeeded.
+    pub(crate) fn success(&self) -> Result<String> {
+        match self.next(ORDER_DEADLINE)? {
+            Event::Ran { status: Some(0), output } => Ok(output),
+            Event::Ran { status, output } => {
+                let status = status.map_or("a signal".to_owned(), |code| format!("status {code}"));
+                bail!("the guest's program ended with {status}: {}", output.trim_end())
+            }
+            other => bail!("the guest's program should end, but the guest says {other:?}"),
+        }
+    }
+
+    fn done(&self) -> Result<()> {
+        match self.next(ORDER_DEADLINE)? {
+            Event::Done => Ok(()),
+            other => bail!("the guest should be done, but says {other:?}"),
+        }
+    }
+
+    fn next(&self, deadline: Duration) -> Result<Event> {
+        match self.events.recv_timeout(deadline) {
+            Ok(Event::Failed(why)) => bail!("in the guest: {why}"),
+            Ok(event) => Ok(event),
+            Err(RecvTimeoutError::Timeout) => bail!("the guest said nothing for {deadline:?}"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the guest is gone"),
+        }
+    }
+}
+
+/// Hands each notice to whoever waits for it, until the guest is gone.
+fn dispatch(reader: BufReader<UnixStream>, waiting: &Waiting) {
+    for line in reader.lines().map_while(Result::ok) {
+        // Firmware may write to the port too.
+        let Ok(Notice { id, event }) = serde_json::from_str(line.trim_start_matches('\0')) else {
+            continue;
+        };
+        if matches!(event, Event::Ready { .. }) {
+            // Orders from before the boot are forgotten.
+            lock(waiting).retain(|&id, _| id == UNASKED);
+        }
+        if let Some(sender) = lock(waiting).get(&id) {
+            let _ = sender.send(event);
+        }
+    }
+    lock(waiting).clear();
+}
+
+fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u64, Sender<Event>>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}

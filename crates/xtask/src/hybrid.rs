@@ -1,0 +1,101 @@
+//! The host's side of hybrid vsock: AF_UNIX sockets by the convention the field shares.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use guest_agent::script::{Connected, Failure, PATIENCE};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::wait;
+
+/// Where connections of a guest to `port` of the host arrive.
+pub(crate) fn port_path(uds: &Path, port: u32) -> PathBuf {
+    PathBuf::from(format!("{}_{port}", uds.display()))
+}
+
+/// A listener for what a guest sends to one port of the host; its socket is removed with
+/// it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: Socket,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// Listens, with room for 1024 that nobody has accepted yet.
+    pub(crate) fn bind(uds: &Path, port: u32) -> Result<Self> {
+        let path = port_path(uds, port);
+        let bind = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.bind(&SockAddr::unix(&path)?)?;
+            socket.listen(1024)?;
+            // An accepting socket's deadline is its receive deadline.
+            socket.set_read_timeout(Some(PATIENCE))?;
+            Ok::<_, std::io::Error>(socket)
+        };
+        let socket = bind().with_context(|| format!("listen on {}", path.display()))?;
+        Ok(Self { socket, path })
+    }
+
+    /// Accepts one connection, or fails after a while.
+    pub(crate) fn accept(&self) -> Result<Connected, Failure> {
+        let start = Instant::now();
+        match self.socket.accept() {
+            Ok((socket, _)) => Ok(Connected { socket, after: Duration::ZERO }),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let why = format!("accept: no connection came in {PATIENCE:?}");
+                Err(Failure::new(&why, &error, start))
+            }
+            Err(error) => Err(Failure::new("accept", &error, start)),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Connects to a port of the guest; `None` if that was refused.
+pub(crate) fn dial(uds: &Path, port: u32) -> Result<Option<Connected>> {
+    let start = Instant::now();
+    let mut stream =
+        UnixStream::connect(uds).with_context(|| format!("connect to {}", uds.display()))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).context("send CONNECT")?;
+    let Some(answer) = read_line(&mut stream).context("await the answer to CONNECT")? else {
+        return Ok(None);
+    };
+    let assigned = answer.strip_prefix("OK ").and_then(|port| port.parse::<u16>().ok());
+    if assigned.is_none() {
+        bail!("the answer to CONNECT {port} should be `OK` and a host port, but is {answer:?}");
+    }
+    Ok(Some(Connected { socket: stream.into(), after: start.elapsed() }))
+}
+
+/// Connects to a port where something in the guest is about to listen.
+pub(crate) fn dial_until_accepted(uds: &Path, port: u32) -> Result<Connected> {
+    wait::until(&format!("the guest to accept on port {port}"), PATIENCE, || dial(uds, port))
+}
+
+/// Reads to the end of a line and not a byte more; `None` if the stream ends before.
+fn read_line(stream: &mut UnixStream) -> std::io::Result<Option<String>> {
+    let mut line = Vec::new();
+    loop {
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Ok(0) => return Ok(None),
+            Ok(_) if byte[0] == b'\n' => {
+                return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
+            }
+            Ok(_) => line.push(byte[0]),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
