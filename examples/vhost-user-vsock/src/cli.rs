@@ -54,8 +54,8 @@ struct Options {
     #[arg(long, value_name = "FD", allow_hyphen_values = true)]
     fd: Option<String>,
 
-    /// The UNIX socket to create for host applications; a guest's connection to port P of
-    /// the host goes to the socket <PATH>_P
+    /// The UNIX socket to create for host applications; the guest's connections to port P
+    /// of the host go to the socket at this path with _P appended
     #[arg(long, value_name = "PATH")]
     uds_path: Option<PathBuf>,
 
