@@ -56,7 +56,10 @@ pub enum Error {
 impl Error {
     /// For `map_err` on a system call.
     pub(crate) fn io<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::Io { step, source: source.into() }
+        move |source| Self::Io {
+            step,
+            source: source.into(),
+        }
     }
 
     /// For `map_err` on a vhost-user request.

@@ -19,6 +19,7 @@ use rustix::fd::OwnedFd;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::Error;
 
@@ -43,7 +44,9 @@ pub fn port_path(uds_path: &Path, port: u32) -> PathBuf {
 /// [`Error::Io`] when the path is taken.
 pub fn refuse(uds_path: &Path, port: u32) -> Result<(), Error> {
     let path = port_path(uds_path, port);
-    UnixListener::bind(path).map(drop).map_err(Error::io("bind a host's socket"))
+    UnixListener::bind(path)
+        .map(drop)
+        .map_err(Error::io("bind a host's socket"))
 }
 
 /// A host server, step by step.
@@ -127,7 +130,10 @@ impl FullBacklog {
                 Err(error) => return Err(Error::io("connect")(error)),
             }
         }
-        Ok(Self { _listener: listener, _waiting: waiting })
+        Ok(Self {
+            _listener: listener,
+            _waiting: waiting,
+        })
     }
 }
 
@@ -174,7 +180,9 @@ impl HostStream {
     ///
     /// [`Error::Timeout`], or [`Error::Io`] when the other end is gone.
     pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.stream.write_all(bytes).map_err(failed("the device to read", "write to a host's end"))
+        self.stream
+            .write_all(bytes)
+            .map_err(failed("the device to read", "write to a host's end"))
     }
 
     /// Writes until the device reads no more; tells how many bytes it took.
@@ -183,7 +191,9 @@ impl HostStream {
     ///
     /// [`Error::Io`] when the other end is gone.
     pub fn write_until_blocked(&mut self, bytes: &[u8], time: Duration) -> Result<usize, Error> {
-        self.stream.set_write_timeout(Some(time)).map_err(Error::io("set a socket's timeout"))?;
+        self.stream
+            .set_write_timeout(Some(time))
+            .map_err(Error::io("set a socket's timeout"))?;
         let mut written = 0;
         while written < bytes.len() {
             match self.stream.write(&bytes[written..]) {
@@ -203,7 +213,10 @@ impl HostStream {
     pub fn read_exact(&mut self, len: usize) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; len];
         let result = self.stream.read_exact(&mut bytes);
-        result.map_err(failed(format!("{len} bytes from the guest"), "read from a host's end"))?;
+        result.map_err(failed(
+            format!("{len} bytes from the guest"),
+            "read from a host's end",
+        ))?;
         Ok(bytes)
     }
 
@@ -232,7 +245,9 @@ impl HostStream {
         match result {
             Ok(0) => Ok(()),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
-            Ok(_) => Err(Error::Device("it delivered data, where the end was due".into())),
+            Ok(_) => Err(Error::Device(
+                "it delivered data, where the end was due".into(),
+            )),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 Err(timeout("the end of the stream".into(), start.elapsed()))
             }
@@ -246,7 +261,9 @@ impl HostStream {
     ///
     /// [`Error::Io`] when the other end is gone.
     pub fn shutdown_write(&self) -> Result<(), Error> {
-        self.stream.shutdown(Shutdown::Write).map_err(Error::io("shutdown"))
+        self.stream
+            .shutdown(Shutdown::Write)
+            .map_err(Error::io("shutdown"))
     }
 
     /// Says that the host will receive no more.
@@ -255,7 +272,9 @@ impl HostStream {
     ///
     /// [`Error::Io`] when the other end is gone.
     pub fn shutdown_read(&self) -> Result<(), Error> {
-        self.stream.shutdown(Shutdown::Read).map_err(Error::io("shutdown"))
+        self.stream
+            .shutdown(Shutdown::Read)
+            .map_err(Error::io("shutdown"))
     }
 }
 
@@ -285,7 +304,9 @@ impl Client {
     /// [`Error::Io`] when nobody listens.
     pub fn connect(uds_path: &Path) -> Result<Self, Error> {
         let stream = UnixStream::connect(uds_path).map_err(Error::io("connect to a device"))?;
-        Ok(Self { stream: HostStream::new(stream)? })
+        Ok(Self {
+            stream: HostStream::new(stream)?,
+        })
     }
 
     /// Connects, and asks for a port of the guest. The answer waits until
@@ -316,7 +337,9 @@ impl Client {
     /// [`Error::Refused`] when the device hangs up, [`Error::Device`] for another answer.
     pub fn accepted(mut self) -> Result<(HostStream, u32), Error> {
         let line = self.read_line()?;
-        let port = line.strip_prefix("OK ").and_then(|port| port.strip_suffix('\n'));
+        let port = line
+            .strip_prefix("OK ")
+            .and_then(|port| port.strip_suffix('\n'));
         match port.and_then(|port| port.parse().ok()) {
             Some(port) => Ok((self.stream, port)),
             None if line.is_empty() => Err(Error::Refused { port: 0 }),
@@ -362,5 +385,24 @@ fn failed(
 }
 
 fn timeout(waited_for: String, after: Duration) -> Error {
-    Error::Timeout { waited_for, after, state: "at the host".into() }
+    Error::Timeout {
+        waited_for,
+        after,
+        state: "at the host".into(),
+    }
+}
+
+/// Lets this process open as many files as the system allows it: for thousands of
+/// connections.
+///
+/// # Errors
+///
+/// [`Error::Io`].
+pub fn raise_file_limit() -> Result<(), Error> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).map_err(Error::io("setrlimit"))
 }

@@ -42,13 +42,21 @@ impl Layout {
 
     /// The header alone, then the payload in `count` descriptors of about equal length.
     pub fn payload_in(count: usize) -> Self {
-        Self { cut: Cut::PayloadIn(count), indirect: false, across_regions: false }
+        Self {
+            cut: Cut::PayloadIn(count),
+            indirect: false,
+            across_regions: false,
+        }
     }
 
     /// Pieces of these lengths, which may be zero; what remains is one more piece. A
     /// packet that is shorter than the pieces leaves the last ones out.
     pub fn pieces(lengths: impl Into<Vec<usize>>) -> Self {
-        Self { cut: Cut::Pieces(lengths.into()), indirect: false, across_regions: false }
+        Self {
+            cut: Cut::Pieces(lengths.into()),
+            indirect: false,
+            across_regions: false,
+        }
     }
 
     /// The same pieces in an indirect table.

@@ -46,7 +46,10 @@ impl Memory {
         let map = GuestMemoryMmap::from_ranges_with_files(ranges)
             .map_err(std::io::Error::other)
             .map_err(Error::io("map guest memory"))?;
-        Ok(Self { map, free: Arc::new(Mutex::new(free)) })
+        Ok(Self {
+            map,
+            free: Arc::new(Mutex::new(free)),
+        })
     }
 
     /// One region of 256 MiB, of which only what is touched takes space.
@@ -104,7 +107,9 @@ impl Memory {
     ///
     /// When the range is not in guest memory.
     pub fn write(&self, address: GuestAddress, bytes: &[u8]) {
-        self.map.write_slice(bytes, address).unwrap_or_else(|error| outside(address, error));
+        self.map
+            .write_slice(bytes, address)
+            .unwrap_or_else(|error| outside(address, error));
     }
 
     /// Copies `len` bytes from guest memory.
@@ -114,7 +119,9 @@ impl Memory {
     /// When the range is not in guest memory.
     pub fn read(&self, address: GuestAddress, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.map.read_slice(&mut bytes, address).unwrap_or_else(|error| outside(address, error));
+        self.map
+            .read_slice(&mut bytes, address)
+            .unwrap_or_else(|error| outside(address, error));
         bytes
     }
 
@@ -125,15 +132,21 @@ impl Memory {
     ///
     /// When the address is not in guest memory.
     pub fn host_address(&self, address: GuestAddress) -> *mut u8 {
-        self.map.get_host_address(address).unwrap_or_else(|error| outside(address, error))
+        self.map
+            .get_host_address(address)
+            .unwrap_or_else(|error| outside(address, error))
     }
 
     pub(crate) fn load<T: AtomicAccess>(&self, address: GuestAddress, order: Ordering) -> T {
-        self.map.load(address, order).unwrap_or_else(|error| outside(address, error))
+        self.map
+            .load(address, order)
+            .unwrap_or_else(|error| outside(address, error))
     }
 
     pub(crate) fn store<T: AtomicAccess>(&self, value: T, address: GuestAddress, order: Ordering) {
-        self.map.store(value, address, order).unwrap_or_else(|error| outside(address, error));
+        self.map
+            .store(value, address, order)
+            .unwrap_or_else(|error| outside(address, error));
     }
 
     fn free_list(&self) -> MutexGuard<'_, FreeList> {
@@ -146,8 +159,11 @@ fn outside(address: GuestAddress, error: impl std::fmt::Display) -> ! {
 }
 
 fn memfd(len: u64) -> Result<File, Error> {
-    let fd = memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-        .map_err(Error::io("memfd_create"))?;
+    let fd = memfd_create(
+        "guest-memory",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )
+    .map_err(Error::io("memfd_create"))?;
     ftruncate(&fd, len).map_err(Error::io("ftruncate a memfd"))?;
     fcntl_add_seals(&fd, SealFlags::SHRINK).map_err(Error::io("seal a memfd"))?;
     Ok(fd.into())
@@ -179,11 +195,16 @@ impl FreeList {
         let below = rounded(len / 2);
         let above = rounded(len - len / 2);
         let boundary = self.region_starts.iter().copied().find(|&boundary| {
-            let ends_here = |(&start, &free): (&u64, &u64)| {
-                start + free == boundary && free >= below
-            };
-            self.ranges.get(&boundary).is_some_and(|&free| free >= above)
-                && self.ranges.range(..boundary).next_back().is_some_and(ends_here)
+            let ends_here =
+                |(&start, &free): (&u64, &u64)| start + free == boundary && free >= below;
+            self.ranges
+                .get(&boundary)
+                .is_some_and(|&free| free >= above)
+                && self
+                    .ranges
+                    .range(..boundary)
+                    .next_back()
+                    .is_some_and(ends_here)
         })?;
         let (&start, &free) = self.ranges.range(..boundary).next_back()?;
         self.carve(start, free, boundary - below, below);
@@ -204,7 +225,11 @@ impl FreeList {
     }
 
     fn give(&mut self, address: u64, len: u64) {
-        let boundary = self.region_starts.iter().copied().find(|&b| address < b && b < address + len);
+        let boundary = self
+            .region_starts
+            .iter()
+            .copied()
+            .find(|&b| address < b && b < address + len);
         match boundary {
             Some(boundary) => {
                 let below = rounded(boundary - address);
@@ -257,7 +282,11 @@ mod tests {
         let memory = Memory::new(&[(0, 65536), (65536, 65536), (1 << 20, 65536)]).unwrap();
         let buffer = memory.alloc_across(1001).unwrap();
         assert!(buffer.0 < 65536 && buffer.0 + 1001 > 65536);
-        assert_eq!(memory.alloc_across(2), None, "the other two regions do not touch");
+        assert_eq!(
+            memory.alloc_across(2),
+            None,
+            "the other two regions do not touch"
+        );
         let bytes: Vec<u8> = (0..1001).map(|i| i as u8).collect();
         memory.write(buffer, &bytes);
         assert_eq!(memory.read(buffer, 1001), bytes);
@@ -268,6 +297,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "is not in guest memory")]
     fn an_address_in_a_gap_is_the_tests_mistake() {
-        Memory::new(&[(0, 4096), (8192, 4096)]).unwrap().read(GuestAddress(4000), 200);
+        Memory::new(&[(0, 4096), (8192, 4096)])
+            .unwrap()
+            .read(GuestAddress(4000), 200);
     }
 }

@@ -1,6 +1,7 @@
 //! A guest's rings as a place where packets go and come from.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use vm_memory::GuestAddress;
 use vsock_packet::{HEADER_LEN, Header, HeaderError, Op, RawHeader};
@@ -71,7 +72,11 @@ pub enum Refill {
 impl RxBuffers {
     /// Buffers of these pieces, each replaced at once.
     pub fn of(pieces: impl Into<Vec<usize>>) -> Self {
-        Self { pieces: pieces.into(), refill: Refill::Always, ..Self::default() }
+        Self {
+            pieces: pieces.into(),
+            refill: Refill::Always,
+            ..Self::default()
+        }
     }
 }
 
@@ -92,7 +97,6 @@ impl Default for RxBuffers {
 type Buffers = Vec<(GuestAddress, usize)>;
 
 /// RX, TX and perhaps an event ring, with the buffers that are in them.
-#[derive(Debug)]
 pub struct PacketRings {
     memory: Memory,
     rings: Vec<Ring>,
@@ -109,9 +113,17 @@ impl PacketRings {
     ///
     /// When guest memory is too small, or `size` is not a power of two.
     pub fn new(memory: &Memory, queues: usize, size: u16, event_idx: bool, rx: RxBuffers) -> Self {
-        let rings = (0..queues).map(|_| Ring::new(memory, size, event_idx)).collect();
+        let rings = (0..queues)
+            .map(|_| Ring::new(memory, size, event_idx))
+            .collect();
         let buffers = [HashMap::new(), HashMap::new()];
-        Self { memory: memory.clone(), rings, rx, rx_filled: 0, buffers }
+        Self {
+            memory: memory.clone(),
+            rings,
+            rx,
+            rx_filled: 0,
+            buffers,
+        }
     }
 
     /// One of the rings: see [`queue`].
@@ -138,8 +150,15 @@ impl PacketRings {
     pub fn reset(&mut self) {
         for (queue, ring) in self.rings.iter_mut().enumerate() {
             ring.reset();
-            for (_, buffers) in self.buffers.get_mut(queue).into_iter().flat_map(HashMap::drain) {
-                buffers.iter().for_each(|&(address, len)| self.memory.free(address, len));
+            for (_, buffers) in self
+                .buffers
+                .get_mut(queue)
+                .into_iter()
+                .flat_map(HashMap::drain)
+            {
+                buffers
+                    .iter()
+                    .for_each(|&(address, len)| self.memory.free(address, len));
             }
         }
         self.rx_filled = 0;
@@ -149,7 +168,11 @@ impl PacketRings {
     pub fn send(&mut self, header: &RawHeader, payload: &[u8], layout: &Layout) -> bool {
         let packet = [header.as_bytes(), payload].concat();
         let lengths = layout.cut(packet.len());
-        let needed = if layout.is_indirect() { 1 } else { lengths.len() };
+        let needed = if layout.is_indirect() {
+            1
+        } else {
+            lengths.len()
+        };
         if self.rings[queue::TX].free_descriptors() < needed {
             return false;
         }
@@ -191,8 +214,15 @@ impl PacketRings {
 
     /// Adds up to `count` RX buffers.
     pub fn refill_rx(&mut self, count: usize) {
-        let room = self.rx.count.saturating_sub(self.rings[queue::RX].in_flight());
-        let needed = if self.rx.indirect { 1 } else { self.rx.pieces.len() };
+        let room = self
+            .rx
+            .count
+            .saturating_sub(self.rings[queue::RX].in_flight());
+        let needed = if self.rx.indirect {
+            1
+        } else {
+            self.rx.pieces.len()
+        };
         for _ in 0..count.min(room) {
             if self.rings[queue::RX].free_descriptors() < needed {
                 break;
@@ -213,7 +243,9 @@ impl PacketRings {
         let Some(used) = self.rings[queue::RX].pop_used()? else {
             return Ok(None);
         };
-        let buffers = self.buffers[queue::RX].remove(&used.head).unwrap_or_default();
+        let buffers = self.buffers[queue::RX]
+            .remove(&used.head)
+            .unwrap_or_default();
         let mut bytes = Vec::new();
         for &(address, len) in &buffers {
             bytes.extend(self.memory.read(address, len));
@@ -225,7 +257,10 @@ impl PacketRings {
     fn allocate(&self, lengths: &[usize], across_regions: bool) -> Buffers {
         let place = |&len: &usize| {
             let across = (across_regions && len > 1).then(|| self.memory.alloc_across(len));
-            (across.flatten().unwrap_or_else(|| self.memory.alloc(len)), len)
+            (
+                across.flatten().unwrap_or_else(|| self.memory.alloc(len)),
+                len,
+            )
         };
         lengths.iter().map(place).collect()
     }
@@ -252,20 +287,35 @@ impl PacketRings {
     }
 }
 
+impl fmt::Debug for PacketRings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PacketRings").field(&self.rings).finish()
+    }
+}
+
 fn unpack(mut bytes: Vec<u8>, used: usize) -> Result<Packet, Error> {
     if used > bytes.len() {
         let buffer = bytes.len();
-        return Err(Error::Device(format!("it used {used} bytes of an RX buffer of {buffer}")));
+        return Err(Error::Device(format!(
+            "it used {used} bytes of an RX buffer of {buffer}"
+        )));
     }
     let Some((header, _)) = bytes[..used].split_first_chunk::<HEADER_LEN>() else {
-        return Err(Error::Device(format!("it used an RX buffer with {used} bytes, no header")));
+        return Err(Error::Device(format!(
+            "it used an RX buffer with {used} bytes, no header"
+        )));
     };
     let header = RawHeader::from_bytes(*header);
     let end = HEADER_LEN + header.len() as usize;
     if end > used {
-        return Err(Error::Device(format!("it used {used} bytes for a packet of {end}")));
+        return Err(Error::Device(format!(
+            "it used {used} bytes for a packet of {end}"
+        )));
     }
     bytes.truncate(end);
     bytes.drain(..HEADER_LEN);
-    Ok(Packet { header, payload: bytes })
+    Ok(Packet {
+        header,
+        payload: bytes,
+    })
 }

@@ -4,6 +4,7 @@
 //! be notified, [`Ring::pop_used`] takes what the device returned.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::{
@@ -68,7 +69,6 @@ struct Chain {
 }
 
 /// A split virtqueue, seen by its driver.
-#[derive(Debug)]
 pub struct Ring {
     memory: Memory,
     size: u16,
@@ -93,7 +93,10 @@ impl Ring {
     ///
     /// When `size` is not a power of two, or guest memory is full.
     pub fn new(memory: &Memory, size: u16, event_idx: bool) -> Self {
-        assert!(size.is_power_of_two() && size <= 32768, "no ring has {size} descriptors");
+        assert!(
+            size.is_power_of_two() && size <= 32768,
+            "no ring has {size} descriptors"
+        );
         let entries = usize::from(size);
         let mut ring = Self {
             memory: memory.clone(),
@@ -176,7 +179,13 @@ impl Ring {
         for (index, descriptor) in (0..).zip(descriptors) {
             self.write_descriptor(self.descriptors, index, *descriptor);
         }
-        self.in_flight.insert(head, Chain { descriptors: Vec::new(), table: None });
+        self.in_flight.insert(
+            head,
+            Chain {
+                descriptors: Vec::new(),
+                table: None,
+            },
+        );
         self.publish(head);
     }
 
@@ -214,9 +223,13 @@ impl Ring {
         let head: u32 = self.load(self.used, entry);
         let len: u32 = self.load(self.used, entry + 4);
         self.last_used = self.last_used.wrapping_add(1);
-        let chain = u16::try_from(head).ok().and_then(|head| self.in_flight.remove_entry(&head));
+        let chain = u16::try_from(head)
+            .ok()
+            .and_then(|head| self.in_flight.remove_entry(&head));
         let Some((head, chain)) = chain else {
-            return Err(Error::Device(format!("it returned chain {head}, which it did not have")));
+            return Err(Error::Device(format!(
+                "it returned chain {head}, which it did not have"
+            )));
         };
         self.free_table(&chain);
         self.free.extend(chain.descriptors);
@@ -225,7 +238,8 @@ impl Ring {
 
     /// `used.idx` as the device wrote it last.
     pub fn used_index(&self) -> u16 {
-        self.memory.load(GuestAddress(self.used.0 + 2), Ordering::Acquire)
+        self.memory
+            .load(GuestAddress(self.used.0 + 2), Ordering::Acquire)
     }
 
     /// `avail.idx`: how many chains were made available, wrapping.
@@ -245,7 +259,8 @@ impl Ring {
         self.store(self.available, entry, head);
         self.next_available = self.next_available.wrapping_add(1);
         let index = GuestAddress(self.available.0 + 2);
-        self.memory.store(self.next_available, index, Ordering::Release);
+        self.memory
+            .store(self.next_available, index, Ordering::Release);
     }
 
     /// Writes the table of an indirect chain and the one descriptor that names it.
@@ -255,7 +270,12 @@ impl Ring {
         let indices: Vec<u16> = (0..).take(pieces.len()).collect();
         self.write_chain(table, &indices, pieces);
         let flags = VRING_DESC_F_INDIRECT as u16;
-        let descriptor = RawDescriptor { address: table.0, len: len as u32, flags, next: 0 };
+        let descriptor = RawDescriptor {
+            address: table.0,
+            len: len as u32,
+            flags,
+            next: 0,
+        };
         self.write_descriptor(self.descriptors, descriptors[0], descriptor);
         (table, len)
     }
@@ -271,7 +291,12 @@ impl Ring {
                 flags |= VRING_DESC_F_WRITE as u16;
             }
             let (address, next) = (piece.address.0, next.unwrap_or(0));
-            let descriptor = RawDescriptor { address, len: piece.len, flags, next };
+            let descriptor = RawDescriptor {
+                address,
+                len: piece.len,
+                flags,
+                next,
+            };
             self.write_descriptor(table, indices[i], descriptor);
         }
     }
@@ -288,10 +313,24 @@ impl Ring {
     }
 
     fn load<T: vm_memory::AtomicAccess>(&self, area: GuestAddress, offset: u64) -> T {
-        self.memory.load(GuestAddress(area.0 + offset), Ordering::Relaxed)
+        self.memory
+            .load(GuestAddress(area.0 + offset), Ordering::Relaxed)
     }
 
     fn store<T: vm_memory::AtomicAccess>(&self, area: GuestAddress, offset: u64, value: T) {
-        self.memory.store(value, GuestAddress(area.0 + offset), Ordering::Relaxed);
+        self.memory
+            .store(value, GuestAddress(area.0 + offset), Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("size", &self.size)
+            .field("event_idx", &self.event_idx)
+            .field("next_available", &self.next_available)
+            .field("last_used", &self.last_used)
+            .field("in_flight", &self.in_flight.len())
+            .finish_non_exhaustive()
     }
 }

@@ -53,7 +53,11 @@ impl Sockets {
 
     /// Leaves the packets to `port` to the inbox from now on, unless a stream is there.
     pub(crate) fn leave_to_hand(&mut self, port: u32) {
-        if !self.live.keys().any(|(local, _)| local.port.value() == port) {
+        if !self
+            .live
+            .keys()
+            .any(|(local, _)| local.port.value() == port)
+        {
             self.by_hand.insert(port);
         }
     }
@@ -84,7 +88,8 @@ impl Sockets {
 
     /// Sends an operation of a stream at the next opportunity.
     pub(crate) fn say(&mut self, id: StreamId, reply: Option<Reply>) {
-        self.outgoing.extend(reply.map(|reply| Outgoing::Of(id, reply)));
+        self.outgoing
+            .extend(reply.map(|reply| Outgoing::Of(id, reply)));
         let stream = &self.streams[id.0];
         if stream.state() == State::Closed {
             self.live.remove(&(stream.local(), stream.peer()));
@@ -104,9 +109,11 @@ impl Sockets {
         while let Some(outgoing) = self.outgoing.front() {
             let header = match *outgoing {
                 Outgoing::Raw(header) => header,
-                Outgoing::Of(id, (op, flags)) => {
-                    Header { flags, ..self.streams[id.0].header(op) }.to_raw()
+                Outgoing::Of(id, (op, flags)) => Header {
+                    flags,
+                    ..self.streams[id.0].header(op)
                 }
+                .to_raw(),
             };
             if !send(&header) {
                 break;
@@ -124,9 +131,9 @@ impl Sockets {
         if self.by_hand.contains(&packet.header.dst_port()) {
             return Ok(Some(packet));
         }
-        let header = packet
-            .parse()
-            .map_err(|error| Error::Device(format!("a packet with {error}: {:?}", packet.header)))?;
+        let header = packet.parse().map_err(|error| {
+            Error::Device(format!("a packet with {error}: {:?}", packet.header))
+        })?;
         if let Some(&id) = self.live.get(&(header.dst, header.src)) {
             let reply = self.streams[id.0].handle(&header, &packet.payload, rules)?;
             self.say(id, reply);
@@ -149,11 +156,11 @@ impl Sockets {
         let port = header.dst.port.value();
         let is_stream = header.socket_type == SocketType::Stream;
         if !(is_stream && self.listeners.contains_key(&port)) {
-            self.outgoing.extend(header.to_raw().rst().map(Outgoing::Raw));
+            self.outgoing
+                .extend(header.to_raw().rst().map(Outgoing::Raw));
             return false;
         }
-        let mut stream =
-            Stream::new(header.dst, header.src, State::Established, rules.buf_alloc);
+        let mut stream = Stream::new(header.dst, header.src, State::Established, rules.buf_alloc);
         stream.learn_credit(header);
         let id = self.add(stream);
         self.listeners.entry(port).or_default().push_back(id);

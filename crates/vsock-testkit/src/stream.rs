@@ -51,6 +51,8 @@ pub struct Stream {
     tx_cnt: u32,
     peer_buf_alloc: u32,
     peer_fwd_cnt: u32,
+    /// Packets that came, by the number of their operation.
+    came: [u32; 8],
 }
 
 impl Stream {
@@ -72,6 +74,7 @@ impl Stream {
             tx_cnt: 0,
             peer_buf_alloc: 0,
             peer_fwd_cnt: 0,
+            came: [0; 8],
         }
     }
 
@@ -125,6 +128,11 @@ impl Stream {
         self.peer_buf_alloc
     }
 
+    /// How many packets of `op` came.
+    pub fn came(&self, op: Op) -> u32 {
+        self.came[op as usize]
+    }
+
     /// Bytes the guest sent and the peer did not tell to have forwarded.
     pub fn in_flight(&self) -> u32 {
         self.tx_cnt.wrapping_sub(self.peer_fwd_cnt)
@@ -132,7 +140,9 @@ impl Stream {
 
     /// Bytes that may be sent, as Linux reckons: of the smaller of both receive buffers.
     pub fn credit(&self) -> u32 {
-        self.peer_buf_alloc.min(self.buf_alloc).saturating_sub(self.in_flight())
+        self.peer_buf_alloc
+            .min(self.buf_alloc)
+            .saturating_sub(self.in_flight())
     }
 
     /// Whether nothing more will arrive.
@@ -162,7 +172,10 @@ impl Stream {
 
     pub(crate) fn data_header(&mut self, len: u32) -> Header {
         self.tx_cnt = self.tx_cnt.wrapping_add(len);
-        Header { len, ..self.header(Op::Rw) }
+        Header {
+            len,
+            ..self.header(Op::Rw)
+        }
     }
 
     /// Takes up to `max` bytes that arrived; they count as forwarded.
@@ -234,6 +247,7 @@ impl Stream {
         payload: &[u8],
         rules: &Behaviour,
     ) -> Result<Option<Reply>, Error> {
+        self.came[header.op as usize] += 1;
         // A refusal carries no credit.
         if header.op != Op::Rst {
             self.learn_credit(header);
@@ -247,7 +261,9 @@ impl Stream {
             (State::Connecting, _) => return Err(broken("answers a REQUEST", header)),
             (State::Established, Op::Rw) => return self.arrived(header, payload, rules),
             (State::Established, Op::CreditRequest) => {
-                return Ok(rules.answers_credit_requests.then_some((Op::CreditUpdate, 0)));
+                return Ok(rules
+                    .answers_credit_requests
+                    .then_some((Op::CreditUpdate, 0)));
             }
             (State::Established, Op::Shutdown) => {
                 self.peer_shutdown |= header.shutdown_flags();

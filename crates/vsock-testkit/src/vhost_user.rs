@@ -76,9 +76,13 @@ impl VhostUser {
     ) -> Result<Self, Error> {
         let mut frontend = Frontend::connect(socket, queues as u64)
             .map_err(Error::vhost_user("connect to the back end"))?;
-        let offered = frontend.get_features().map_err(Error::vhost_user("GET_FEATURES"))?;
+        let offered = frontend
+            .get_features()
+            .map_err(Error::vhost_user("GET_FEATURES"))?;
         let offered_protocol = negotiate_protocol(&mut frontend)?;
-        frontend.set_owner().map_err(Error::vhost_user("SET_OWNER"))?;
+        frontend
+            .set_owner()
+            .map_err(Error::vhost_user("SET_OWNER"))?;
         let mut this = Self {
             guest_cid: read_cid(&mut frontend)?,
             frontend,
@@ -135,9 +139,14 @@ impl VhostUser {
     ///
     /// [`Error::VhostUser`].
     pub fn share_memory(&mut self) -> Result<(), Error> {
-        let regions = self.memory.map().iter().map(VhostUserMemoryRegionInfo::from_guest_region);
-        let regions =
-            regions.collect::<Result<Vec<_>, _>>().map_err(Error::vhost_user("memory regions"))?;
+        let regions = self
+            .memory
+            .map()
+            .iter()
+            .map(VhostUserMemoryRegionInfo::from_guest_region);
+        let regions = regions
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Error::vhost_user("memory regions"))?;
         let shared = self.frontend.set_mem_table(&regions);
         shared.map(drop).map_err(Error::vhost_user("SET_MEM_TABLE"))
     }
@@ -185,11 +194,21 @@ impl VhostUser {
         self.add_notifiers(queue)?;
         let Notifiers { kick, call } = &self.notifiers[queue];
         let step = Error::vhost_user;
-        self.frontend.set_vring_num(queue, size).map_err(step("SET_VRING_NUM"))?;
-        self.frontend.set_vring_base(queue, base).map_err(step("SET_VRING_BASE"))?;
-        self.frontend.set_vring_addr(queue, &config).map_err(step("SET_VRING_ADDR"))?;
-        self.frontend.set_vring_kick(queue, kick).map_err(step("SET_VRING_KICK"))?;
-        self.frontend.set_vring_call(queue, call).map_err(step("SET_VRING_CALL"))?;
+        self.frontend
+            .set_vring_num(queue, size)
+            .map_err(step("SET_VRING_NUM"))?;
+        self.frontend
+            .set_vring_base(queue, base)
+            .map_err(step("SET_VRING_BASE"))?;
+        self.frontend
+            .set_vring_addr(queue, &config)
+            .map_err(step("SET_VRING_ADDR"))?;
+        self.frontend
+            .set_vring_kick(queue, kick)
+            .map_err(step("SET_VRING_KICK"))?;
+        self.frontend
+            .set_vring_call(queue, call)
+            .map_err(step("SET_VRING_CALL"))?;
         // The first kick starts the ring, and tells of what lies in it already.
         kick.write(1).map_err(Error::io("kick"))
     }
@@ -211,7 +230,8 @@ impl VhostUser {
     /// [`Error::VhostUser`].
     pub fn stop_ring(&mut self, queue: usize) -> Result<u16, Error> {
         let base = self.frontend.get_vring_base(queue);
-        base.map(|base| base as u16).map_err(Error::vhost_user("GET_VRING_BASE"))
+        base.map(|base| base as u16)
+            .map_err(Error::vhost_user("GET_VRING_BASE"))
     }
 
     /// Stops all started rings; tells their bases.
@@ -235,7 +255,9 @@ impl VhostUser {
     ///
     /// [`Error::VhostUser`], also when the back end does not offer RESET_DEVICE.
     pub fn reset_device(&mut self) -> Result<(), Error> {
-        self.frontend.reset_device().map_err(Error::vhost_user("RESET_DEVICE"))
+        self.frontend
+            .reset_device()
+            .map_err(Error::vhost_user("RESET_DEVICE"))
     }
 
     /// Whether the device has notified of `queue` since this was asked last.
@@ -249,7 +271,10 @@ impl VhostUser {
 
     fn add_notifiers(&mut self, queue: usize) -> Result<(), Error> {
         let new = || EventFd::new(EFD_NONBLOCK).map_err(Error::io("eventfd"));
-        let notifiers = Notifiers { kick: new()?, call: new()? };
+        let notifiers = Notifiers {
+            kick: new()?,
+            call: new()?,
+        };
         let event = EpollEvent::new(EventSet::IN, queue as u64);
         self.calls
             .ctl(ControlOperation::Add, notifiers.call.as_raw_fd(), event)
@@ -258,7 +283,9 @@ impl VhostUser {
             // The old call eventfd may live on in the back end: it leaves the epoll here.
             Some(old) => {
                 let fd = old.call.as_raw_fd();
-                let removed = self.calls.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+                let removed = self
+                    .calls
+                    .ctl(ControlOperation::Delete, fd, EpollEvent::default());
                 removed.map_err(Error::io("epoll_ctl"))?;
                 *old = notifiers;
             }
@@ -270,7 +297,10 @@ impl VhostUser {
 
 impl Transport for VhostUser {
     fn kick(&mut self, queue: usize) -> Result<(), Error> {
-        self.notifiers[queue].kick.write(1).map_err(Error::io("kick"))
+        self.notifiers[queue]
+            .kick
+            .write(1)
+            .map_err(Error::io("kick"))
     }
 
     fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
@@ -304,10 +334,13 @@ fn negotiate_protocol(frontend: &mut Frontend) -> Result<VhostUserProtocolFeatur
         | VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
-    let offered =
-        frontend.get_protocol_features().map_err(Error::vhost_user("GET_PROTOCOL_FEATURES"))?;
+    let offered = frontend
+        .get_protocol_features()
+        .map_err(Error::vhost_user("GET_PROTOCOL_FEATURES"))?;
     let step = Error::vhost_user("SET_PROTOCOL_FEATURES");
-    frontend.set_protocol_features(offered & known).map_err(step)?;
+    frontend
+        .set_protocol_features(offered & known)
+        .map_err(step)?;
     if offered.contains(VhostUserProtocolFeatures::REPLY_ACK) {
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
@@ -317,10 +350,18 @@ fn negotiate_protocol(frontend: &mut Frontend) -> Result<VhostUserProtocolFeatur
 fn read_cid(frontend: &mut Frontend) -> Result<u64, Error> {
     let buffer = [0; Config::LEN];
     let (_, bytes) = frontend
-        .get_config(0, Config::LEN as u32, VhostUserConfigFlags::WRITABLE, &buffer)
+        .get_config(
+            0,
+            Config::LEN as u32,
+            VhostUserConfigFlags::WRITABLE,
+            &buffer,
+        )
         .map_err(Error::vhost_user("GET_CONFIG"))?;
     let bytes = bytes.first_chunk().copied();
     bytes.map(u64::from_le_bytes).ok_or_else(|| {
-        Error::Device(format!("its configuration space has fewer than {} bytes", Config::LEN))
+        Error::Device(format!(
+            "its configuration space has fewer than {} bytes",
+            Config::LEN
+        ))
     })
 }

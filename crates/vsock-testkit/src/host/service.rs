@@ -87,8 +87,14 @@ impl Service {
         let shared = Arc::new(Shared::default());
         let (record, records) = channel();
         let for_thread = Arc::clone(&shared);
-        let thread = spawn(move || accept_all(&listener, &for_thread, Arc::new(act), &record));
-        Ok(Self { path, shared, records, thread: Some(thread) })
+        let act: Arc<Act> = Arc::new(act);
+        let thread = spawn(move || accept_all(&listener, &for_thread, &act, &record));
+        Ok(Self {
+            path,
+            shared,
+            records,
+            thread: Some(thread),
+        })
     }
 
     /// What the next connection to end sent in all.
@@ -98,7 +104,9 @@ impl Service {
     /// [`Error::Timeout`].
     pub fn received(&self) -> Result<Vec<u8>, Error> {
         let waited_for = || format!("a connection to {} to end", self.path.display());
-        self.records.recv_timeout(PATIENCE).map_err(|_| timeout(waited_for(), PATIENCE))
+        self.records
+            .recv_timeout(PATIENCE)
+            .map_err(|_| timeout(waited_for(), PATIENCE))
     }
 }
 
@@ -117,26 +125,29 @@ impl Drop for Service {
 
 impl Shared {
     fn add(&self, stream: UnixStream) {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
+        self.streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(stream);
         if self.ending.load(Ordering::SeqCst) {
             self.end_streams();
         }
     }
 
     fn end_streams(&self) {
-        for stream in self.streams.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for stream in self
+            .streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+        {
             // It may have ended already.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
 
-fn accept_all(
-    listener: &UnixListener,
-    shared: &Shared,
-    act: Arc<Act>,
-    record: &Sender<Vec<u8>>,
-) {
+fn accept_all(listener: &UnixListener, shared: &Shared, act: &Arc<Act>, record: &Sender<Vec<u8>>) {
     let mut threads = Vec::new();
     while let Ok((mut stream, _)) = listener.accept() {
         if shared.ending.load(Ordering::SeqCst) {
@@ -146,7 +157,7 @@ fn accept_all(
             Ok(clone) => clone,
             Err(_) => continue,
         });
-        let (act, record) = (Arc::clone(&act), record.clone());
+        let (act, record) = (Arc::clone(act), record.clone());
         threads.push(spawn(move || {
             let outcome = act(&mut stream);
             // The clone above keeps the socket open.
