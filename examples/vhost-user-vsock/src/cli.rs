@@ -33,12 +33,12 @@ pub(crate) enum Request {
 #[derive(Debug, Parser)]
 #[command(name = "vhost-user-vsock", version)]
 struct Options {
-    /// One VM, of several: guest-cid=CID,socket=PATH,uds-path=PATH
-    /// [,groups=NAME+NAME][,queue-size=N][,tx-buffer-size=BYTES]
+    /// One VM, of several: guest-cid=CID,socket=PATH,uds-path=PATH, and as needed
+    /// groups=NAME+NAME, queue-size=N, tx-buffer-size=BYTES
     #[arg(long, value_name = "KEY=VALUE,...")]
     vm: Vec<String>,
 
-    /// A TOML file with a [[vm]] table for each VM
+    /// A TOML file that describes the VMs
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 

@@ -8,9 +8,9 @@
 //!   file system, inherited descriptors ─▶ check, inherited
 //! ```
 //!
-//! What an operator wrote becomes [`VmSpec`](spec::VmSpec)s, unchecked; these become
-//! [`Vms`](vms::Vms) only if all is right with all of them, or else a
-//! [`Mistake`](mistake::Mistake): one line, exit code 2, and nothing was created. The
+//! What an operator wrote becomes [`VmSpec`]s, unchecked; these become
+//! [`Vms`] only if all is right with all of them, or else a
+//! [`Mistake`]: one line, exit code 2, and nothing was created. The
 //! rest is the server's, until SIGTERM or SIGINT.
 
 mod check;
