@@ -53,6 +53,8 @@ impl Default for Timeouts {
 pub enum Cause {
     /// The guest sent an RST, also when it refused a REQUEST or ended a clean close.
     GuestReset,
+    /// The guest was reset, or its VM ended.
+    GuestGone,
     /// Both ends are done and everything was delivered.
     Finished,
     /// The guest did not answer a REQUEST in time.
@@ -332,6 +334,14 @@ impl Connection {
         if self.closed().is_none() {
             self.close(cause, Pending::RST);
         }
+    }
+
+    /// Closes the connection because the guest is gone: nothing is to be sent any more.
+    pub fn abandon(&mut self) {
+        if self.closed().is_none() {
+            self.close(Cause::GuestGone, Pending::empty());
+        }
+        self.pending = Pending::empty();
     }
 
     /// Whether a control packet is to go to the guest.

@@ -18,7 +18,8 @@ pub struct ConnectionId {
 }
 
 impl ConnectionId {
-    /// The id as a number, for those who carry ids through numbers.
+    /// The id as a number, for those who carry ids through numbers. Its uppermost bit is
+    /// zero.
     pub fn to_u64(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
@@ -48,6 +49,9 @@ pub struct Entry<H> {
     ready: bool,
     scheduled: Option<Instant>,
 }
+
+/// Generations wrap one bit early: see [`ConnectionId::to_u64`].
+const MAX_GENERATION: u32 = u32::MAX >> 1;
 
 /// `(host, guest)`: what a packet says of its connection.
 type Ends = (VsockAddr, VsockAddr);
@@ -110,7 +114,7 @@ impl<H> Table<H> {
         if self.is_full() {
             return Err(TableFull(self.limit));
         }
-        self.generation = self.generation.wrapping_add(1);
+        self.generation = self.generation.wrapping_add(1) & MAX_GENERATION;
         let ends = (connection.host(), connection.guest());
         let generation = self.generation;
         let entry = Entry {

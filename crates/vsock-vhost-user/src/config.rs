@@ -31,6 +31,8 @@ pub struct GuestConfig {
     /// What is kept for a host application that does not read, in bytes for each
     /// connection. It is the `buf_alloc` the guest is told.
     pub tx_buffer_size: u32,
+    /// The most connections the guest and the host's applications may have at once.
+    pub max_connections: usize,
 }
 
 impl GuestConfig {
@@ -38,6 +40,8 @@ impl GuestConfig {
     pub const MAX_QUEUE_SIZE: u16 = 1024;
     /// The default `tx_buffer_size`: what Linux gives its own sockets.
     pub const DEFAULT_TX_BUFFER_SIZE: u32 = 256 * 1024;
+    /// The default `max_connections`.
+    pub const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 
     /// A guest with defaults for all but its addresses.
     pub fn new(cid: GuestCid, socket: impl Into<PathBuf>, uds_path: impl Into<PathBuf>) -> Self {
@@ -48,6 +52,7 @@ impl GuestConfig {
             groups: Vec::new(),
             queue_size: Self::MAX_QUEUE_SIZE,
             tx_buffer_size: Self::DEFAULT_TX_BUFFER_SIZE,
+            max_connections: Self::DEFAULT_MAX_CONNECTIONS,
         }
     }
 }

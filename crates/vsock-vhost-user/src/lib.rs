@@ -1,5 +1,61 @@
-//! The vhost-user glue (stub).
+//! The vhost-user device of virtio-vsock: guests of any VMM that speaks vhost-user get
+//! AF_VSOCK, with the host behind AF_UNIX sockets.
+//!
+//! ```text
+//!   frontend (QEMU) ──vhost-user──▶ guest thread ── begins and ends ──▶ session
+//!                                                                          │
+//!   TX ring ──▶ ┌──────────────────── Worker ─────────────────────┐ ◀── kicks
+//!   RX ring ◀── │ RxPort ◀─ Connections ◀─▶ HostEnd (AF_UNIX)     │ ◀── poller
+//!               │                  ▲                              │
+//!               │                Door ◀─ CONNECT port             │
+//!               └─────────────────────────────────────────────────┘
+//! ```
+//!
+//! A [`Server`] has the guests; [`GuestConfig`] says what one is like:
+//!
+//! ```no_run
+//! use vsock_packet::GuestCid;
+//! use vsock_vhost_user::{GuestConfig, Server};
+//!
+//! let mut server = Server::new();
+//! server.add(GuestConfig::new(GuestCid::new(3)?, "/run/vm3.sock", "/run/vm3.vsock"))?;
+//! // ... until the process is to end:
+//! server.shutdown();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Guarantees
+//!
+//! * TX never waits: each chain a guest sends is dealt with and returned in the turn of
+//!   the worker that takes it, whatever hosts and RX rings do.
+//! * Payload is copied once, by the kernel, between guest memory and the host's socket;
+//!   only what a full socket does not take is kept, within the credit the guest has.
+//! * Everything is bounded: connections, handshakes, what is kept for slow readers.
+//! * A fault stays in its connection, else in its guest.
+//!
+//! Unsafe code is confined to the module that hands guest memory to system calls.
+
+#![deny(unsafe_code)]
+
+mod backend;
 mod config;
+mod connections;
+mod counters;
+mod door;
+mod guest;
+mod handshake;
+mod host_end;
+mod memory;
+mod poller;
+mod ring;
+mod rx;
 mod server;
+mod socket_io;
+mod tx;
+mod tx_buffer;
+mod unix_socket;
+mod worker;
+
 pub use config::{GuestConfig, VhostUserSocket};
+pub use counters::CounterValues;
 pub use server::{AddError, Server};

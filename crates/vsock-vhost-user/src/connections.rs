@@ -1,0 +1,418 @@
+//! The connections of a guest and the sockets at their other ends.
+//!
+//! The state machines are in `vsock-connection`; here each meets its [`HostEnd`]. After
+//! whatever happens to either, [`Connections::settle`] carries the consequences over to
+//! the other and lets go of what is over.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::{debug, trace};
+use vsock_connection::{Cause, Connection, ConnectionId, HostPorts, Received, Table, Timeouts};
+use vsock_packet::{Cid, GuestCid, Header, PortNumber, ShutdownFlags, VsockAddr};
+
+use crate::counters::Counters;
+use crate::host_end::{HostEnd, Read};
+use crate::memory::Piece;
+use crate::poller::{EventFlags, Poller, Token};
+use crate::rx::RxPass;
+
+/// What one connection may put into the RX ring before it is another's turn, in bytes.
+const TURN: usize = 256 * 1024;
+
+/// All connections between one guest and the host.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    guest: GuestCid,
+    table: Table<HostEnd>,
+    host_ports: HostPorts,
+    buf_alloc: u32,
+    timeouts: Timeouts,
+    counters: Arc<Counters>,
+    /// The time of this turn of the worker.
+    now: Instant,
+}
+
+impl Connections {
+    pub(crate) fn new(
+        guest: GuestCid,
+        limit: usize,
+        buf_alloc: u32,
+        timeouts: Timeouts,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            guest,
+            table: Table::new(limit),
+            host_ports: HostPorts::default(),
+            buf_alloc,
+            timeouts,
+            counters,
+            now: Instant::now(),
+        }
+    }
+
+    /// Begins a turn: it is `now` until the next one.
+    pub(crate) fn set_now(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.table.is_full()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Gives the guest the connection it asked for. `false` when there is no room.
+    pub(crate) fn accept(&mut self, request: &Header, socket: OwnedFd, poller: &Poller) -> bool {
+        let connection = Connection::accepted(request, self.buf_alloc, self.timeouts);
+        let Ok(id) = self.table.insert(connection, HostEnd::new(socket, None)) else {
+            return false;
+        };
+        let watched = self.with_socket(id, |socket| {
+            poller.add(socket, Token::Connection(id), HostEnd::EVENTS)
+        });
+        if !watched {
+            self.drop_entry(id);
+            return false;
+        }
+        self.table.mark_ready(id);
+        true
+    }
+
+    /// Asks the guest for a connection to its `port`. The socket is watched as a
+    /// handshake so far. `false` when there is no room.
+    pub(crate) fn request(&mut self, port: PortNumber, socket: OwnedFd, poller: &Poller) -> bool {
+        let Some(host_port) = self.host_ports.take() else {
+            return false;
+        };
+        let host = VsockAddr {
+            cid: Cid::HOST,
+            port: host_port,
+        };
+        let guest = VsockAddr {
+            cid: self.guest.cid(),
+            port,
+        };
+        let connection =
+            Connection::requested(host, guest, self.buf_alloc, self.timeouts, self.now);
+        let end = HostEnd::new(socket, Some(host_port));
+        let taken = self.table.contains(host, guest);
+        let Some(id) = (!taken)
+            .then(|| self.table.insert(connection, end).ok())
+            .flatten()
+        else {
+            self.host_ports.free(host_port);
+            return false;
+        };
+        let watched = self.with_socket(id, |socket| {
+            poller.modify(socket, Token::Connection(id), HostEnd::EVENTS)
+        });
+        if !watched {
+            self.drop_entry(id);
+            return false;
+        }
+        self.table.mark_ready(id);
+        self.table.reschedule(id);
+        true
+    }
+
+    fn with_socket(
+        &mut self,
+        id: ConnectionId,
+        watch: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> std::io::Result<()>,
+    ) -> bool {
+        let socket = self.table.get_mut(id).and_then(|entry| entry.host.socket());
+        socket.is_some_and(|socket| watch(socket).is_ok())
+    }
+
+    /// The connection that a packet belongs to, unless it is a REQUEST that shows that
+    /// the guest has forgotten a closed one.
+    pub(crate) fn find(&mut self, header: &Header) -> Option<ConnectionId> {
+        let id = self.table.find(header)?;
+        let entry = self.table.get_mut(id)?;
+        if header.op == vsock_packet::Op::Request && entry.connection.closed().is_some() {
+            entry.connection.abandon();
+            self.table.forget(id);
+            self.settle(id);
+            return None;
+        }
+        Some(id)
+    }
+
+    /// Takes a packet of a connection's. `true` when its payload is to be
+    /// [written](Self::write).
+    pub(crate) fn receive(&mut self, id: ConnectionId, header: &Header) -> bool {
+        let Some(entry) = self.table.get_mut(id) else {
+            return false;
+        };
+        let received = entry.connection.receive(header, self.now);
+        match received {
+            Received::Payload => return true,
+            Received::Accepted => {
+                self.counters.host_connections.add(1);
+                let line = format!("OK {}\n", entry.connection.host().port);
+                entry.host.greet(line.as_bytes());
+            }
+            Received::Closed(cause) => {
+                debug!(connection = %Ends(&entry.connection), ?cause, "closed by the guest");
+                if cause != Cause::GuestReset {
+                    self.counters.violations.add(1);
+                }
+            }
+            Received::Nothing | Received::Shutdown => (),
+        }
+        // More credit may let waiting payload go.
+        if entry.host.is_readable() {
+            self.table.mark_ready(id);
+        }
+        self.settle(id);
+        false
+    }
+
+    /// Passes payload of the guest's on to the host's application.
+    pub(crate) fn write(&mut self, id: ConnectionId, pieces: &[Piece<'_>], len: usize) {
+        let Some(entry) = self.table.get_mut(id) else {
+            return;
+        };
+        let done = entry.host.write(pieces, len);
+        entry.connection.forwarded(done);
+        self.settle(id);
+    }
+
+    /// Something happened on a host socket.
+    pub(crate) fn handle_event(&mut self, id: ConnectionId, events: EventFlags) {
+        let Some(entry) = self.table.get_mut(id) else {
+            return;
+        };
+        entry.host.note(events);
+        let done = entry.host.flush();
+        entry.connection.forwarded(done);
+        if entry.host.is_readable() {
+            self.table.mark_ready(id);
+        }
+        self.settle(id);
+    }
+
+    /// When [`Self::handle_timeouts`] is due.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        self.table.next_timeout()
+    }
+
+    pub(crate) fn handle_timeouts(&mut self) {
+        while let Some(id) = self.table.next_expired(self.now) {
+            if let Some(entry) = self.table.get_mut(id) {
+                entry.connection.handle_timeout(self.now);
+                if let Some(cause) = entry.connection.closed() {
+                    debug!(connection = %Ends(&entry.connection), ?cause, "closed");
+                    self.counters.timeouts.add(1);
+                }
+            }
+            self.settle(id);
+        }
+    }
+
+    /// Whether a connection may have something for the guest.
+    pub(crate) fn has_ready(&self) -> bool {
+        self.table.has_ready()
+    }
+
+    /// Fills the RX ring with what the connections have, in turn, for at most `turns` of
+    /// them.
+    pub(crate) fn fill(&mut self, rx: &mut RxPass<'_, '_>, turns: usize) {
+        for _ in 0..turns {
+            let Some(id) = self.table.next_ready() else {
+                return;
+            };
+            let Some(entry) = self.table.get_mut(id) else {
+                continue;
+            };
+            let mut turn = Turn {
+                connection: &mut entry.connection,
+                host: &mut entry.host,
+                counters: &self.counters,
+                now: self.now,
+            };
+            let outcome = turn.take(rx);
+            match outcome {
+                Outcome::Done => (),
+                Outcome::More => self.table.mark_ready(id),
+                Outcome::NoBuffer => self.table.return_ready(id),
+            }
+            self.settle(id);
+            if outcome == Outcome::NoBuffer {
+                return;
+            }
+        }
+    }
+
+    /// The guest is gone or starts anew: all its connections end. What it sent before is
+    /// still delivered to applications that have not read it yet.
+    pub(crate) fn abandon(&mut self) {
+        for id in self.table.ids() {
+            if let Some(entry) = self.table.get_mut(id) {
+                entry.connection.abandon();
+            }
+            self.settle(id);
+        }
+    }
+
+    /// Carries over from each end to the other what has to be, and lets go of the
+    /// connection when both are done.
+    fn settle(&mut self, id: ConnectionId) {
+        let Some(entry) = self.table.get_mut(id) else {
+            return;
+        };
+        let (connection, host) = (&mut entry.connection, &mut entry.host);
+        if connection.closed().is_none() {
+            settle_open(connection, host, self.now);
+        }
+        if connection.closed().is_some() && host.is_flushed() {
+            host.close();
+        }
+        match (connection.closed(), connection.has_control()) {
+            (Some(_), false) if host.is_closed() => self.drop_entry(id),
+            (Some(_), false) => self.table.forget(id),
+            (_, true) => self.table.mark_ready(id),
+            _ => (),
+        }
+        self.table.reschedule(id);
+    }
+
+    fn drop_entry(&mut self, id: ConnectionId) {
+        if let Some((connection, host)) = self.table.remove(id) {
+            trace!(connection = %Ends(&connection), "over");
+            if let Some(port) = host.assigned_port {
+                self.host_ports.free(port);
+            }
+        }
+    }
+}
+
+/// What the guest's halves mean for the application, and what the application's loss
+/// means for the guest.
+fn settle_open(connection: &mut Connection, host: &mut HostEnd, now: Instant) {
+    let ended = connection.guest_ended();
+    if ended.contains(ShutdownFlags::RECEIVE) {
+        host.end_reading();
+    }
+    if ended.contains(ShutdownFlags::SEND) && host.is_flushed() {
+        host.end_writing();
+    }
+    if host.is_lost() {
+        connection.end_host(ShutdownFlags::RECEIVE, now);
+    }
+    if host.is_gone() {
+        connection.end_host(ShutdownFlags::all(), now);
+    }
+    if ended.is_all() && host.is_flushed() {
+        connection.finish();
+    }
+}
+
+/// A connection whose turn it is to fill the RX ring.
+struct Turn<'a> {
+    connection: &'a mut Connection,
+    host: &'a mut HostEnd,
+    counters: &'a Counters,
+    now: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// It has nothing more now.
+    Done,
+    /// It has more, after the others.
+    More,
+    /// The RX ring is out of buffers.
+    NoBuffer,
+}
+
+impl Turn<'_> {
+    fn take(&mut self, rx: &mut RxPass<'_, '_>) -> Outcome {
+        let mut left = TURN;
+        loop {
+            if !self.put_control(rx) {
+                return Outcome::NoBuffer;
+            }
+            if !self.host.is_readable() || self.connection.closed().is_some() {
+                return Outcome::Done;
+            }
+            let (bytes, packets) = self.connection.sendable();
+            if bytes == 0 {
+                self.connection.blocked();
+                if self.connection.has_control() {
+                    continue;
+                }
+                return Outcome::Done;
+            }
+            if left == 0 {
+                return Outcome::More;
+            }
+            let wanted = bytes.min(self.host.read_size()).min(left);
+            let room = rx.reserve(wanted, packets);
+            if room == 0 {
+                return Outcome::NoBuffer;
+            }
+            left -= self.read(rx, room);
+        }
+    }
+
+    /// Puts all control packets into the ring. `false` when it is out of buffers.
+    fn put_control(&mut self, rx: &mut RxPass<'_, '_>) -> bool {
+        while self.connection.has_control() {
+            // Buffers first: a control packet polled is a control packet sent.
+            if rx.reserve_control() {
+                let Some(header) = self.connection.poll_control(self.now) else {
+                    return true;
+                };
+                trace!(%header, "to the guest");
+                rx.commit_control(&header.to_raw());
+            } else {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Reads from the application into the room reserved. Returns the bytes read.
+    fn read(&mut self, rx: &mut RxPass<'_, '_>, room: usize) -> usize {
+        match self.host.read(rx.room(), room) {
+            Read::Bytes(bytes) => {
+                let (connection, counters) = (&mut *self.connection, self.counters);
+                rx.commit(bytes, |share| {
+                    counters.rx_packets.add(1);
+                    connection.data_header(share).to_raw()
+                });
+                counters.rx_bytes.add(bytes);
+                bytes
+            }
+            Read::NotReady => {
+                rx.put_back();
+                0
+            }
+            Read::End { gone } => {
+                rx.put_back();
+                let halves = if gone {
+                    ShutdownFlags::all()
+                } else {
+                    ShutdownFlags::SEND
+                };
+                self.connection.end_host(halves, self.now);
+                0
+            }
+        }
+    }
+}
+
+/// A connection's ends, for the log.
+struct Ends<'a>(&'a Connection);
+
+impl std::fmt::Display for Ends<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "guest {} host {}", self.0.guest(), self.0.host())
+    }
+}

@@ -1,0 +1,65 @@
+//! What a guest's device counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// The counters of one guest, shared with its worker.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+        }
+
+        /// A guest's counters at one moment. All of them only grow.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        #[non_exhaustive]
+        pub struct CounterValues {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            pub(crate) fn values(&self) -> CounterValues {
+                CounterValues { $($name: self.$name.0.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+/// One counter.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: usize) {
+        self.0.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+counters! {
+    /// Packets the guest sent.
+    tx_packets,
+    /// Payload the guest sent on connections, in bytes.
+    tx_bytes,
+    /// RW packets put into the guest's RX ring.
+    rx_packets,
+    /// Payload put into the guest's RX ring, in bytes.
+    rx_bytes,
+    /// Connections begun by the guest.
+    guest_connections,
+    /// Connections begun by host applications and accepted by the guest.
+    host_connections,
+    /// Requests of the guest that were refused.
+    refused_requests,
+    /// Host applications whose CONNECT was refused, or never finished.
+    refused_clients,
+    /// Packets of no connection, answered with an RST.
+    strangers,
+    /// Packets with a header that no packet may have.
+    invalid_headers,
+    /// TX chains that hold no whole packet.
+    malformed_chains,
+    /// Connections reset for what the guest did on them.
+    violations,
+    /// Connections ended because the guest did not answer in time.
+    timeouts,
+}

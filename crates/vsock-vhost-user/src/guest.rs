@@ -1,0 +1,225 @@
+//! One guest of a server: its thread, which waits for frontends and serves one after the
+//! other.
+//!
+//! While no frontend is connected the thread itself gives the worker its turns: host
+//! applications that come are refused, and what the last VM sent is still delivered.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use tracing::{info, warn};
+use vhost::vhost_user::Listener;
+use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
+use vm_memory::GuestMemoryAtomic;
+use vmm_sys_util::epoll::EventSet;
+use vsock_packet::{Config, GuestCid};
+
+use crate::backend::{Backend, POLLER_TOKEN, lock};
+use crate::counters::{CounterValues, Counters};
+use crate::memory::Memory;
+use crate::socket_io;
+use crate::unix_socket::SocketPath;
+use crate::worker::{Cause, Worker};
+
+/// A guest that is being served. Dropped, it is no more: its connections have ended, its
+/// thread is joined and its sockets are gone.
+pub(crate) struct Guest {
+    stop: Arc<Stop>,
+    counters: Arc<Counters>,
+    thread: Option<JoinHandle<()>>,
+    /// Freed last.
+    _paths: Vec<SocketPath>,
+}
+
+/// How a guest's thread is told to end.
+struct Stop {
+    event: rustix::fd::OwnedFd,
+    state: Mutex<StopState>,
+}
+
+#[derive(Default)]
+struct StopState {
+    asked: bool,
+    session: Option<ShutdownHandle>,
+}
+
+impl Guest {
+    pub(crate) fn start(
+        cid: GuestCid,
+        worker: Worker,
+        queue_size: u16,
+        listener: UnixListener,
+        paths: Vec<SocketPath>,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(Stop {
+            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            state: Mutex::default(),
+        });
+        // Accepting waits, but only for a frontend that is known to be there.
+        listener.set_nonblocking(false)?;
+        let counters = Arc::clone(&worker.counters);
+        let service = Service {
+            config: Config { guest_cid: cid },
+            queue_size,
+            poller: worker.as_fd().try_clone_to_owned()?,
+            worker: Arc::new(Mutex::new(worker)),
+            listener: listener.as_fd().try_clone_to_owned()?,
+            frontends: Listener::from(listener),
+            stop: Arc::clone(&stop),
+        };
+        let thread = Builder::new()
+            .name(format!("guest-{cid}"))
+            .spawn(move || service.run())?;
+        Ok(Self {
+            stop,
+            counters,
+            thread: Some(thread),
+            _paths: paths,
+        })
+    }
+
+    pub(crate) fn counters(&self) -> CounterValues {
+        self.counters.values()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.stop.ask();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            warn!("a guest's thread has panicked");
+        }
+    }
+}
+
+impl Stop {
+    fn ask(&self) {
+        let mut state = lock(&self.state);
+        state.asked = true;
+        if let Some(session) = &state.session {
+            session.shutdown();
+        }
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+
+    /// A session has begun or ended: it is what is to be shut down.
+    fn set_session(&self, session: Option<ShutdownHandle>) {
+        let mut state = lock(&self.state);
+        state.session = session;
+        if let (true, Some(session)) = (state.asked, &state.session) {
+            session.shutdown();
+        }
+    }
+}
+
+/// What a guest's thread has.
+struct Service {
+    config: Config,
+    queue_size: u16,
+    worker: Arc<Mutex<Worker>>,
+    poller: rustix::fd::OwnedFd,
+    frontends: Listener,
+    /// The same socket as `frontends`, to wait for it.
+    listener: rustix::fd::OwnedFd,
+    stop: Arc<Stop>,
+}
+
+/// What a guest's thread was waiting for.
+enum Wake {
+    Stop,
+    Frontend,
+    Host,
+}
+
+impl Service {
+    fn run(mut self) {
+        loop {
+            match self.wait() {
+                Wake::Stop => return,
+                Wake::Host => lock(&self.worker).turn(Cause::Host),
+                Wake::Frontend => {
+                    if let Err(error) = self.serve() {
+                        warn!(guest = %self.config.guest_cid, %error, "cannot serve the frontend");
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait(&self) -> Wake {
+        let mut fds = [
+            PollFd::new(&self.stop.event, PollFlags::IN),
+            PollFd::new(&self.poller, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        // An interrupted wait is one that ended early.
+        let _ = poll(&mut fds, None);
+        match fds.map(|fd| !fd.revents().is_empty()) {
+            [true, ..] => Wake::Stop,
+            [_, _, true] => Wake::Frontend,
+            _ => Wake::Host,
+        }
+    }
+
+    /// Serves one frontend, until it leaves or the guest is to end.
+    fn serve(&mut self) -> Result<(), ServeError> {
+        let memory = GuestMemoryAtomic::new(Memory::new());
+        let backend = Arc::new(Backend::new(
+            Arc::clone(&self.worker),
+            self.config,
+            self.queue_size,
+        ));
+        let name = format!("vhost-user-{}", self.config.guest_cid);
+        let mut daemon = VhostUserDaemon::new(name, Arc::clone(&backend), memory.clone())?;
+        lock(&self.worker).begin_session(memory);
+        let result = self.serve_with(&mut daemon);
+        self.stop.set_session(None);
+        lock(&self.worker).end_session();
+        drop(daemon);
+        if let Some(fd) = backend.take_exit_fd() {
+            // SAFETY: the exit event went into the daemon as a bare number; the daemon
+            // is gone, and its worker joined.
+            #[allow(unsafe_code)]
+            unsafe {
+                socket_io::close(fd);
+            }
+        }
+        result
+    }
+
+    fn serve_with(&mut self, daemon: &mut VhostUserDaemon<Arc<Backend>>) -> Result<(), ServeError> {
+        for handler in daemon.get_epoll_handlers() {
+            use std::os::fd::AsRawFd;
+            handler
+                .register_listener(self.poller.as_raw_fd(), EventSet::IN, POLLER_TOKEN)
+                .map_err(ServeError::Register)?;
+        }
+        daemon.start(&mut self.frontends)?;
+        self.stop.set_session(daemon.shutdown_handle());
+        if let Err(error) = daemon.wait() {
+            // How a frontend leaves is its own affair.
+            info!(guest = %self.config.guest_cid, %error, "the session has ended");
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("{0}")]
+    Daemon(vhost_user_backend::Error),
+    #[error("cannot watch host sockets: {0}")]
+    Register(io::Error),
+}
+
+impl From<vhost_user_backend::Error> for ServeError {
+    fn from(error: vhost_user_backend::Error) -> Self {
+        Self::Daemon(error)
+    }
+}

@@ -1,0 +1,264 @@
+//! The host's end of a connection: a stream socket, what is ready on it, and what waits
+//! to be written to it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{SendFlags, Shutdown};
+use vsock_packet::PortNumber;
+
+use crate::memory::Piece;
+use crate::poller::EventFlags;
+use crate::socket_io;
+use crate::tx_buffer::TxBuffer;
+
+/// The least and the most that is read from a socket at once, in bytes.
+const READ_SIZES: std::ops::RangeInclusive<usize> = 4096..=65536;
+
+/// The host's application, seen through its socket.
+#[derive(Debug)]
+pub(crate) struct HostEnd {
+    /// `None` once everything was delivered and the socket closed.
+    socket: Option<OwnedFd>,
+    buffer: TxBuffer,
+    readable: bool,
+    writable: bool,
+    hung_up: bool,
+    ended: Ended,
+    read_size: usize,
+    /// The host port that was assigned, to be freed.
+    pub(crate) assigned_port: Option<PortNumber>,
+}
+
+/// Directions that are over.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ended {
+    /// The application sends no more, or nobody wants it.
+    reading: bool,
+    /// The application was told that nothing more comes.
+    writing: bool,
+    /// The application takes no more.
+    lost: bool,
+}
+
+/// What reading from the application gave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Read {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing now.
+    NotReady,
+    /// The application sends no more; `gone` when it also takes no more.
+    End { gone: bool },
+}
+
+impl HostEnd {
+    /// An end whose socket is connected, and watched for [`Self::EVENTS`].
+    pub(crate) fn new(socket: OwnedFd, assigned_port: Option<PortNumber>) -> Self {
+        Self {
+            socket: Some(socket),
+            buffer: TxBuffer::default(),
+            readable: false,
+            writable: true,
+            hung_up: false,
+            ended: Ended::default(),
+            read_size: *READ_SIZES.start(),
+            assigned_port,
+        }
+    }
+
+    /// What the socket is to be watched for.
+    pub(crate) const EVENTS: EventFlags = EventFlags::IN
+        .union(EventFlags::OUT)
+        .union(EventFlags::RDHUP)
+        .union(EventFlags::ET);
+
+    /// Remembers what an event says.
+    pub(crate) fn note(&mut self, events: EventFlags) {
+        let gone = EventFlags::HUP | EventFlags::ERR;
+        self.hung_up |= events.contains(EventFlags::HUP);
+        self.readable |= events.intersects(EventFlags::IN | EventFlags::RDHUP | gone);
+        self.writable |= events.intersects(EventFlags::OUT | gone);
+    }
+
+    /// Whether there may be something to read.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.readable && !self.ended.reading && self.socket.is_some()
+    }
+
+    /// Whether the application neither sends nor takes any more, and everything it sent
+    /// was read.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.ended.reading && self.hung_up
+    }
+
+    /// How much to read at once, in bytes: it follows what the last reads gave.
+    pub(crate) fn read_size(&self) -> usize {
+        self.read_size
+    }
+
+    /// Reads into pieces of guest memory. An application that failed has ended.
+    pub(crate) fn read(&mut self, room: &[Piece<'_>], capacity: usize) -> Read {
+        let Some(socket) = &self.socket else {
+            return Read::NotReady;
+        };
+        match socket_io::receive(socket.as_fd(), room) {
+            Ok(0) => {
+                self.ended.reading = true;
+                Read::End { gone: self.hung_up }
+            }
+            Ok(bytes) => {
+                self.adapt_read_size(bytes, capacity);
+                Read::Bytes(bytes)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                Read::NotReady
+            }
+            Err(_) => {
+                self.ended.reading = true;
+                Read::End { gone: true }
+            }
+        }
+    }
+
+    fn adapt_read_size(&mut self, bytes: usize, capacity: usize) {
+        let size = if bytes == capacity {
+            self.read_size * 2
+        } else {
+            bytes.next_power_of_two()
+        };
+        self.read_size = size.clamp(*READ_SIZES.start(), *READ_SIZES.end());
+    }
+
+    /// Writes `len` bytes that lie in `pieces`, and keeps what the socket does not take.
+    /// Returns the bytes that need no room any more: written, or nobody's.
+    pub(crate) fn write(&mut self, pieces: &[Piece<'_>], len: usize) -> usize {
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.ended.lost) else {
+            return len;
+        };
+        if !self.writable || !self.buffer.is_empty() {
+            self.buffer.push(pieces, 0);
+            return 0;
+        }
+        let written = match socket_io::send(socket.as_fd(), pieces) {
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(_) => return self.lose() + len,
+        };
+        if written < len {
+            self.writable = false;
+            self.buffer.push(pieces, written);
+        }
+        written
+    }
+
+    /// Writes bytes of our own, ahead of all payload: a few, to a socket just connected.
+    pub(crate) fn greet(&mut self, bytes: &[u8]) {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = self
+            .socket
+            .as_ref()
+            .map(|socket| rustix::net::send(socket, bytes, flags));
+        if sent != Some(Ok(bytes.len())) {
+            self.lose();
+        }
+    }
+
+    /// Writes what was kept, as far as the socket takes it. Returns the bytes that need
+    /// no room any more.
+    pub(crate) fn flush(&mut self) -> usize {
+        let mut done = 0;
+        while let Some(socket) = &self.socket
+            && self.writable
+            && !self.buffer.is_empty()
+        {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match rustix::net::send(socket, self.buffer.bytes(), flags) {
+                Ok(written) => {
+                    self.buffer.consume(written);
+                    done += written;
+                }
+                Err(rustix::io::Errno::AGAIN) => self.writable = false,
+                Err(rustix::io::Errno::INTR) => (),
+                Err(_) => done += self.lose(),
+            }
+        }
+        done
+    }
+
+    /// The application takes no more: what was kept for it is nobody's.
+    fn lose(&mut self) -> usize {
+        self.ended.lost = true;
+        let lost = self.buffer.len();
+        self.buffer = TxBuffer::default();
+        lost
+    }
+
+    /// Whether the application takes no more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.ended.lost
+    }
+
+    /// Whether nothing waits to be written.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Whether the socket is closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.socket.is_none()
+    }
+
+    /// Tells the application that nothing more comes.
+    pub(crate) fn end_writing(&mut self) {
+        if !std::mem::replace(&mut self.ended.writing, true) {
+            self.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Tells the application that nothing more is taken.
+    pub(crate) fn end_reading(&mut self) {
+        if !std::mem::replace(&mut self.ended.reading, true) {
+            self.shutdown(Shutdown::Read);
+        }
+    }
+
+    fn shutdown(&self, how: Shutdown) {
+        if let Some(socket) = &self.socket {
+            // It fails when the application is gone, which is told otherwise.
+            let _ = rustix::net::shutdown(socket, how);
+        }
+    }
+
+    /// Closes the socket: the application gets what was written, then the end.
+    ///
+    /// What the application sent and nobody read would turn that end into an error
+    /// (ECONNRESET), so it is read first, as much of it as a socket holds.
+    pub(crate) fn close(&mut self) {
+        const SOCKET_HOLDS: usize = 1 << 20;
+        let Some(socket) = self.socket.take() else {
+            return;
+        };
+        self.buffer = TxBuffer::default();
+        let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+        if self.ended.reading && !self.readable {
+            return;
+        }
+        let mut scrap = [0; 4096];
+        let mut left = SOCKET_HOLDS;
+        while let Ok((read @ 1.., _)) =
+            rustix::net::recv(&socket, &mut scrap, rustix::net::RecvFlags::DONTWAIT)
+        {
+            left = left.saturating_sub(read);
+            if left == 0 {
+                return;
+            }
+        }
+    }
+
+    /// The socket, while it is open.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+}

@@ -1,0 +1,238 @@
+//! What a worker waits for beside its rings: host sockets, a timer, and itself.
+//!
+//! vhost-user-backend waits for the rings. All the rest is behind one epoll instance that
+//! is itself one of the things it waits for. Sockets are registered once and
+//! edge-triggered: what is ready is remembered by whoever owns the socket.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+use vsock_connection::ConnectionId;
+
+pub(crate) use rustix::event::epoll::EventFlags;
+
+/// Events taken by one system call.
+const BATCH: usize = 128;
+
+/// What an event is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Token {
+    /// The guest's hybrid vsock socket has a client.
+    Listener,
+    /// A client that has not finished its CONNECT line.
+    Handshake(u32),
+    /// The host's end of a connection.
+    Connection(ConnectionId),
+    /// The timer fired.
+    Timer,
+    /// [`Poller::wake`] was called.
+    Wake,
+}
+
+const HANDSHAKE: u64 = 1 << 63;
+const LISTENER: u64 = u64::MAX;
+const TIMER: u64 = u64::MAX - 1;
+const WAKE: u64 = u64::MAX - 2;
+
+impl Token {
+    /// The token as epoll keeps it. The uppermost bit of a connection's id is zero.
+    fn to_u64(self) -> u64 {
+        match self {
+            Self::Listener => LISTENER,
+            Self::Timer => TIMER,
+            Self::Wake => WAKE,
+            Self::Handshake(key) => HANDSHAKE | u64::from(key),
+            Self::Connection(id) => id.to_u64(),
+        }
+    }
+
+    fn from_u64(value: u64) -> Self {
+        match value {
+            LISTENER => Self::Listener,
+            TIMER => Self::Timer,
+            WAKE => Self::Wake,
+            _ if value & HANDSHAKE != 0 => Self::Handshake(value as u32),
+            _ => Self::Connection(ConnectionId::from_u64(value)),
+        }
+    }
+}
+
+/// The epoll instance of a worker, its timer and its wake-up.
+#[derive(Debug)]
+pub(crate) struct Poller {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+    wake: OwnedFd,
+    armed: Option<Instant>,
+}
+
+impl Poller {
+    pub(crate) fn new() -> io::Result<Self> {
+        let poller = Self {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            timer: timerfd_create(
+                TimerfdClockId::Monotonic,
+                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+            )?,
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            armed: None,
+        };
+        poller.add(&poller.timer, Token::Timer, EventFlags::IN)?;
+        poller.add(&poller.wake, Token::Wake, EventFlags::IN)?;
+        Ok(poller)
+    }
+
+    /// Watches a descriptor.
+    pub(crate) fn add(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            EventData::new_u64(token.to_u64()),
+            flags,
+        )?)
+    }
+
+    /// Watches a descriptor under another token. What is ready is told again.
+    pub(crate) fn modify(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
+        Ok(epoll::modify(
+            &self.epoll,
+            fd,
+            EventData::new_u64(token.to_u64()),
+            flags,
+        )?)
+    }
+
+    /// The next events, up to a batch of them, without waiting. `true` in the end when
+    /// there may be more.
+    pub(crate) fn poll(&mut self, mut handle: impl FnMut(Token, EventFlags)) -> bool {
+        let mut space = [const { MaybeUninit::<Event>::uninit() }; BATCH];
+        let events = match epoll::wait(&self.epoll, &mut space, Some(&Timespec::default())) {
+            Ok((events, _)) => events,
+            // Interrupted: the events are still there.
+            Err(_) => return true,
+        };
+        for event in events.iter() {
+            let token = Token::from_u64(event.data.u64());
+            self.clear(token);
+            handle(token, event.flags);
+        }
+        events.len() == BATCH
+    }
+
+    fn clear(&mut self, token: Token) {
+        let mut count = [0; 8];
+        match token {
+            Token::Timer => {
+                self.armed = None;
+                let _ = rustix::io::read(&self.timer, &mut count);
+            }
+            Token::Wake => {
+                let _ = rustix::io::read(&self.wake, &mut count);
+            }
+            _ => (),
+        }
+    }
+
+    /// Has [`Token::Wake`] come with the next events.
+    pub(crate) fn wake(&self) {
+        // It fails only when it was called 2^64 - 2 times without being heard.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Has [`Token::Timer`] come at `deadline`, or never.
+    pub(crate) fn arm(&mut self, deadline: Option<Instant>, now: Instant) {
+        if self.armed == deadline {
+            return;
+        }
+        // A zero would disarm the timer.
+        let wait = deadline.map_or(Duration::ZERO, |at| {
+            at.saturating_duration_since(now)
+                .max(Duration::from_nanos(1))
+        });
+        let spec = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: Timespec {
+                tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: wait.subsec_nanos().into(),
+            },
+        };
+        if timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec).is_ok() {
+            self.armed = deadline;
+        }
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+impl AsRawFd for Poller {
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(poller: &mut Poller) -> Vec<Token> {
+        let mut tokens = Vec::new();
+        poller.poll(|token, _| tokens.push(token));
+        tokens
+    }
+
+    #[test]
+    fn tokens_survive_as_numbers() {
+        let connection = Token::Connection(ConnectionId::from_u64(0x7fff_ffff_ffff_ffff));
+        for token in [
+            Token::Listener,
+            Token::Timer,
+            Token::Wake,
+            Token::Handshake(77),
+            connection,
+        ] {
+            assert_eq!(Token::from_u64(token.to_u64()), token);
+        }
+    }
+
+    #[test]
+    fn wakes_once_however_often_it_is_asked_to() {
+        let mut poller = Poller::new().unwrap();
+        poller.wake();
+        poller.wake();
+        assert_eq!(tokens(&mut poller), [Token::Wake]);
+        assert_eq!(tokens(&mut poller), []);
+    }
+
+    #[test]
+    fn a_deadline_that_has_passed_fires_and_a_cancelled_one_does_not() {
+        let mut poller = Poller::new().unwrap();
+        let now = Instant::now();
+        poller.arm(Some(now), now);
+        rustix::event::poll(
+            &mut [rustix::event::PollFd::new(
+                &poller.epoll,
+                rustix::event::PollFlags::IN,
+            )],
+            Some(&Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            }),
+        )
+        .unwrap();
+        assert_eq!(tokens(&mut poller), [Token::Timer]);
+        poller.arm(Some(now), now);
+        poller.arm(None, now);
+        assert_eq!(tokens(&mut poller), []);
+    }
+}

@@ -1,0 +1,242 @@
+//! One pass over a ring: chains are taken and returned, and what was returned is
+//! published once.
+//!
+//! `virtio-queue` publishes the used index with every entry. Here the entries of a pass
+//! are written as they come and the index once, with the decision whether the driver
+//! wants to be notified (§2.7.7, §2.7.8).
+
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::memory::Memory;
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` (§2.7.6).
+const AVAIL_NO_INTERRUPT: u16 = 1;
+
+/// A pass over the ring behind a [`Queue`].
+pub(crate) struct RingPass<'q, 'm> {
+    queue: &'q mut Queue,
+    mem: &'m Memory,
+    /// Where the next used entry goes; published are those before the queue's own.
+    next_used: u16,
+}
+
+impl<'q, 'm> RingPass<'q, 'm> {
+    /// Begins a pass; `None` when the ring is not started.
+    pub(crate) fn begin(queue: &'q mut Queue, mem: &'m Memory) -> Option<Self> {
+        queue.ready().then(|| Self {
+            next_used: queue.next_used(),
+            queue,
+            mem,
+        })
+    }
+
+    /// Takes the next chain the driver has made available. A driver that moved its index
+    /// further than its ring is long has broken the ring: nothing more comes of it.
+    pub(crate) fn next_chain(&mut self) -> Option<DescriptorChain<&'m Memory>> {
+        self.queue.iter(self.mem).ok()?.next()
+    }
+
+    /// Gives back the last `count` chains taken, none of them returned: they come again.
+    pub(crate) fn put_back(&mut self, count: u16) {
+        self.queue
+            .set_next_avail(self.queue.next_avail().wrapping_sub(count));
+    }
+
+    /// Returns a chain, `len` bytes of it written.
+    pub(crate) fn add_used(&mut self, head: u16, len: u32) -> Result<(), Error> {
+        let size = self.queue.size();
+        if head >= size {
+            return Err(Error::InvalidDescriptorIndex);
+        }
+        let offset = 4 + 8 * u64::from(self.next_used % size);
+        self.mem
+            .write_obj(
+                [u32::from(head).to_le(), len.to_le()],
+                at(self.queue.used_ring(), offset)?,
+            )
+            .map_err(Error::GuestMemory)?;
+        self.next_used = self.next_used.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Publishes what was returned. `true` when the driver wants to know.
+    pub(crate) fn publish(&mut self) -> Result<bool, Error> {
+        let published = self.queue.next_used();
+        if self.next_used == published {
+            return Ok(false);
+        }
+        self.mem
+            .store(
+                self.next_used.to_le(),
+                at(self.queue.used_ring(), 2)?,
+                Ordering::Release,
+            )
+            .map_err(Error::GuestMemory)?;
+        self.queue.set_next_used(self.next_used);
+        // The index must be visible before the driver's wish is read: it does the reverse.
+        fence(Ordering::SeqCst);
+        if !self.queue.event_idx_enabled() {
+            return Ok(self.load(self.queue.avail_ring(), 0)? & AVAIL_NO_INTERRUPT == 0);
+        }
+        let used_event = self.load(
+            self.queue.avail_ring(),
+            4 + 2 * u64::from(self.queue.size()),
+        )?;
+        let since_event = self.next_used.wrapping_sub(used_event).wrapping_sub(1);
+        Ok(since_event < self.next_used.wrapping_sub(published))
+    }
+
+    fn load(&self, base: u64, offset: u64) -> Result<u16, Error> {
+        self.mem
+            .load(at(base, offset)?, Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(Error::GuestMemory)
+    }
+
+    /// Asks the driver not to kick while we look anyway.
+    pub(crate) fn disable_kicks(&mut self) {
+        // A ring outside memory shows when it is used.
+        let _ = self.queue.disable_notification(self.mem);
+    }
+
+    /// Asks for a kick with the next chain. `true` when one is there already.
+    pub(crate) fn enable_kicks(&mut self) -> bool {
+        self.queue.enable_notification(self.mem).unwrap_or(false)
+            && self.queue.iter(self.mem).is_ok()
+    }
+}
+
+fn at(base: u64, offset: u64) -> Result<GuestAddress, Error> {
+    base.checked_add(offset)
+        .map(GuestAddress)
+        .ok_or(Error::AddressOverflow)
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
+    use virtio_queue::mock::MockSplitQueue;
+
+    use super::*;
+
+    const SIZE: u16 = 8;
+
+    fn memory() -> Memory {
+        Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap()
+    }
+
+    fn ring(mem: &Memory, chains: u16) -> (MockSplitQueue<'_, Memory>, Queue) {
+        let driver = MockSplitQueue::new(mem, SIZE);
+        for index in 0..chains {
+            let descriptor = Descriptor::new(0x8000, 16, 0, 0);
+            driver
+                .desc_table()
+                .store(index, RawDescriptor::from(descriptor))
+                .unwrap();
+            driver
+                .avail()
+                .ring()
+                .ref_at(index as usize)
+                .unwrap()
+                .store(index);
+        }
+        driver.avail().idx().store(chains);
+        let queue = driver.create_queue().unwrap();
+        (driver, queue)
+    }
+
+    fn used_index(driver: &MockSplitQueue<'_, Memory>) -> u16 {
+        u16::from_le(driver.used().idx().load())
+    }
+
+    #[test]
+    fn publishes_once_for_all_it_returned() {
+        let mem = memory();
+        let (driver, mut queue) = ring(&mem, 3);
+        let mut pass = RingPass::begin(&mut queue, &mem).unwrap();
+        while let Some(chain) = pass.next_chain() {
+            pass.add_used(chain.head_index(), 7).unwrap();
+            assert_eq!(used_index(&driver), 0);
+        }
+        assert!(pass.publish().unwrap());
+        assert_eq!(used_index(&driver), 3);
+        assert!(!pass.publish().unwrap(), "nothing new");
+        let element = driver.used().ring().ref_at(2).unwrap().load();
+        assert_eq!((element.id(), element.len()), (2, 7));
+    }
+
+    #[test]
+    fn what_is_put_back_comes_again() {
+        let mem = memory();
+        let (_, mut queue) = ring(&mem, 3);
+        let mut pass = RingPass::begin(&mut queue, &mem).unwrap();
+        for _ in 0..3 {
+            pass.next_chain().unwrap();
+        }
+        pass.put_back(2);
+        assert_eq!(pass.next_chain().unwrap().head_index(), 1);
+    }
+
+    #[test]
+    fn a_stopped_ring_has_no_pass() {
+        let mem = memory();
+        let (_, mut queue) = ring(&mem, 1);
+        queue.set_ready(false);
+        assert!(RingPass::begin(&mut queue, &mem).is_none());
+    }
+
+    #[test]
+    fn a_broken_available_index_ends_the_ring() {
+        let mem = memory();
+        let (driver, mut queue) = ring(&mem, 1);
+        driver.avail().idx().store(SIZE + 1);
+        let mut pass = RingPass::begin(&mut queue, &mem).unwrap();
+        assert!(pass.next_chain().is_none());
+        assert!(!pass.enable_kicks());
+    }
+
+    #[test]
+    fn a_head_outside_the_ring_is_refused() {
+        let mem = memory();
+        let (_, mut queue) = ring(&mem, 1);
+        let mut pass = RingPass::begin(&mut queue, &mem).unwrap();
+        assert!(pass.add_used(SIZE, 0).is_err());
+    }
+
+    #[test]
+    fn notifies_as_the_driver_asked() {
+        let mem = memory();
+        let (_, mut queue) = ring(&mem, 4);
+        queue.set_event_idx(true);
+        let used_event = GuestAddress(queue.avail_ring() + 4 + 2 * u64::from(SIZE));
+        let wants_after = |value: u16| mem.write_obj(value.to_le(), used_event).unwrap();
+        let mut pass = RingPass::begin(&mut queue, &mem).unwrap();
+        let mut use_one = || {
+            let head = pass.next_chain().unwrap().head_index();
+            pass.add_used(head, 0).unwrap();
+            pass.publish().unwrap()
+        };
+        wants_after(0);
+        assert!(use_one());
+        wants_after(2);
+        assert!(!use_one());
+        assert!(use_one());
+        assert!(!use_one());
+    }
+
+    #[test]
+    fn heeds_the_flag_of_a_driver_without_event_idx() {
+        let mem = memory();
+        let (_, mut queue) = ring(&mem, 1);
+        mem.write_obj(AVAIL_NO_INTERRUPT.to_le(), GuestAddress(queue.avail_ring()))
+            .unwrap();
+        let mut pass = RingPass::begin(&mut queue, &mem).unwrap();
+        let head = pass.next_chain().unwrap().head_index();
+        pass.add_used(head, 0).unwrap();
+        assert!(!pass.publish().unwrap());
+    }
+}

@@ -1,0 +1,273 @@
+//! A guest's receiving side: its RX ring, and what waits for room there.
+//!
+//! [`RxPort`] is the one thing of a guest that other threads may get hold of. Whoever
+//! has a packet for the guest locks it for one [pass](RxPort::pass), takes buffers, fills
+//! them and lets go; used entries are published once and the guest is notified at most
+//! once a pass. The order of locks is port, then ring; nobody holds two ports.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tracing::debug;
+use vhost_user_backend::VringT;
+use virtio_queue::{DescriptorChain, QueueT};
+use vm_memory::GuestAddressSpace;
+use vsock_packet::chain::{RxBuffer, write_buffer};
+use vsock_packet::{HEADER_LEN, RawHeader};
+
+use crate::memory::{Memory, Piece, SharedMemory, Vring};
+use crate::ring::RingPass;
+
+/// RSTs kept for a guest without free RX buffers, for packets of no connection. More are
+/// dropped: the guest then waits for its own timeout.
+const MAX_STRANGERS: usize = 1024;
+
+/// The receiving side of one guest.
+#[derive(Default)]
+pub(crate) struct RxPort {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    ring: Option<(Vring, SharedMemory)>,
+    strangers: VecDeque<RawHeader>,
+}
+
+impl RxPort {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole after every statement: a panic elsewhere harmed nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A frontend has connected: this is the RX ring.
+    pub(crate) fn attach(&self, ring: Vring, memory: SharedMemory) {
+        self.lock().ring = Some((ring, memory));
+    }
+
+    /// The frontend is gone, or the guest starts anew.
+    pub(crate) fn detach(&self) {
+        *self.lock() = State::default();
+    }
+
+    /// The guest has forgotten what it asked.
+    pub(crate) fn forget_strangers(&self) {
+        self.lock().strangers.clear();
+    }
+
+    /// Whether an answer to a packet of no connection waits for room.
+    pub(crate) fn has_strangers(&self) -> bool {
+        !self.lock().strangers.is_empty()
+    }
+
+    /// Whether the guest's driver is there to receive: the ring is started and enabled.
+    pub(crate) fn is_up(&self) -> bool {
+        self.lock().ring.as_ref().is_some_and(|(ring, _)| {
+            let ring = ring.get_ref();
+            ring.get_queue().ready() && ring.is_enabled()
+        })
+    }
+
+    /// Answers a packet of no connection. The answer goes out with the next pass.
+    pub(crate) fn answer_stranger(&self, packet: &RawHeader) {
+        let Some(rst) = packet.rst() else { return };
+        let mut state = self.lock();
+        if state.strangers.len() < MAX_STRANGERS {
+            state.strangers.push_back(rst);
+        }
+    }
+
+    /// One pass over the RX ring. `None` when the guest does not receive now, else what
+    /// `fill` returns.
+    pub(crate) fn pass<R>(&self, fill: impl FnOnce(&mut RxPass<'_, '_>) -> R) -> Option<R> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let (ring, memory) = state.ring.as_ref()?;
+        let mut ring = ring.get_mut();
+        if !ring.is_enabled() {
+            return None;
+        }
+        let memory = memory.memory();
+        let mut pass = RxPass::begin(RingPass::begin(ring.get_queue_mut(), &memory)?, &memory);
+        pass.put_strangers(&mut state.strangers);
+        let result = fill(&mut pass);
+        if pass.end() {
+            // Nobody listening to the call is the frontend's choice.
+            let _ = ring.signal_used_queue();
+        }
+        Some(result)
+    }
+}
+
+/// A pass over the RX ring: buffers are taken, filled and returned.
+pub(crate) struct RxPass<'q, 'm> {
+    ring: RingPass<'q, 'm>,
+    mem: &'m Memory,
+    /// Buffers taken and not yet returned, and the pieces of their payload.
+    taken: Vec<(u16, RxBuffer<'m, Memory>)>,
+    pieces: Vec<Piece<'m>>,
+    starved: bool,
+}
+
+impl<'q, 'm> RxPass<'q, 'm> {
+    fn begin(mut ring: RingPass<'q, 'm>, mem: &'m Memory) -> Self {
+        ring.disable_kicks();
+        Self {
+            ring,
+            mem,
+            taken: Vec::new(),
+            pieces: Vec::new(),
+            starved: false,
+        }
+    }
+
+    /// Publishes; whether the guest wants to be notified. When buffers have run out, a
+    /// kick tells of new ones.
+    fn end(&mut self) -> bool {
+        debug_assert!(
+            self.taken.is_empty(),
+            "every buffer is committed or put back"
+        );
+        self.ring.publish().unwrap_or_else(|error| {
+            debug!(%error, "the RX ring is broken");
+            false
+        })
+    }
+
+    fn put_strangers(&mut self, strangers: &mut VecDeque<RawHeader>) {
+        while let Some(rst) = strangers.front() {
+            if !self.put_control(rst) {
+                return;
+            }
+            strangers.pop_front();
+        }
+    }
+
+    /// Whether buffers ran out. A kick then comes with the next one.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// Puts a packet without payload into the ring. `false` when there is no buffer.
+    fn put_control(&mut self, header: &RawHeader) -> bool {
+        let reserved = self.reserve_control();
+        if reserved {
+            self.commit_control(header);
+        }
+        reserved
+    }
+
+    /// Takes a buffer for a packet without payload. `false` when there is none. To be
+    /// followed by [`Self::commit_control`].
+    pub(crate) fn reserve_control(&mut self) -> bool {
+        self.take(0)
+    }
+
+    /// Returns the reserved buffer with this header.
+    pub(crate) fn commit_control(&mut self, header: &RawHeader) {
+        self.return_first(1, |_| *header, 0);
+    }
+
+    /// Takes buffers for at most `bytes` of payload in at most `packets` packets. Returns
+    /// the room there is; [`Self::room`] are its pieces. To be followed by
+    /// [`Self::commit`] or [`Self::put_back`].
+    pub(crate) fn reserve(&mut self, bytes: usize, packets: usize) -> usize {
+        let mut room = 0;
+        while room < bytes && self.taken.len() < packets && self.take(bytes - room) {
+            room += self.taken.last().map_or(0, |(_, buffer)| buffer.capacity());
+        }
+        room
+    }
+
+    /// The pieces of the room reserved.
+    pub(crate) fn room(&self) -> &[Piece<'m>] {
+        &self.pieces
+    }
+
+    /// Returns as many of the reserved buffers as `len` bytes of payload fill, each with
+    /// the header that `header` makes for its share, and puts the others back.
+    pub(crate) fn commit(&mut self, len: usize, mut header: impl FnMut(usize) -> RawHeader) {
+        let mut filled = 0;
+        let mut left = len;
+        for (_, buffer) in &self.taken {
+            if left == 0 {
+                break;
+            }
+            left -= buffer.capacity().min(left);
+            filled += 1;
+        }
+        self.return_first(filled, &mut header, len);
+    }
+
+    /// Puts all reserved buffers back.
+    pub(crate) fn put_back(&mut self) {
+        self.commit(0, |_| unreachable!("no byte, no packet"));
+    }
+
+    fn return_first(
+        &mut self,
+        filled: usize,
+        mut header: impl FnMut(usize) -> RawHeader,
+        mut len: usize,
+    ) {
+        let unused = self.taken.len() - filled;
+        for (head, buffer) in self.taken.drain(..filled) {
+            let share = buffer.capacity().min(len);
+            len -= share;
+            buffer.write_header(&header(share));
+            give_back(&mut self.ring, head, HEADER_LEN + share);
+        }
+        self.taken.clear();
+        self.pieces.clear();
+        // Not more than the ring is long.
+        self.ring.put_back(unused as u16);
+    }
+
+    /// Takes the next buffer with room for a header and, if any is `wanted`, payload.
+    fn take(&mut self, wanted: usize) -> bool {
+        loop {
+            let Some(chain) = self.next_chain() else {
+                return false;
+            };
+            let head = chain.head_index();
+            let pieces = self.pieces.len();
+            match write_buffer(self.mem, chain, wanted, &mut self.pieces) {
+                Ok(buffer) if wanted == 0 || buffer.capacity() > 0 => {
+                    self.taken.push((head, buffer));
+                    return true;
+                }
+                _ if self.taken.is_empty() => {
+                    self.pieces.truncate(pieces);
+                    debug!(head, "an RX buffer too small for a packet");
+                    give_back(&mut self.ring, head, 0);
+                }
+                // Buffers are put back from the end only: look at this one again, first.
+                _ => {
+                    self.pieces.truncate(pieces);
+                    self.ring.put_back(1);
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn next_chain(&mut self) -> Option<DescriptorChain<&'m Memory>> {
+        let chain = self.ring.next_chain();
+        if chain.is_some() {
+            return chain;
+        }
+        if self.ring.enable_kicks() {
+            return self.ring.next_chain();
+        }
+        self.starved = true;
+        None
+    }
+}
+
+/// Returns a buffer. One that the ring does not take is lost to the guest that broke it.
+fn give_back(ring: &mut RingPass<'_, '_>, head: u16, len: usize) {
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    if let Err(error) = ring.add_used(head, len) {
+        debug!(head, %error, "cannot return an RX buffer");
+    }
+}

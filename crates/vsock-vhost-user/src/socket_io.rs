@@ -1,0 +1,184 @@
+//! Payload between guest memory and sockets, copied by the kernel alone.
+//!
+//! The only unsafe code of this crate, with the closing of a descriptor: the system calls
+//! take pointers into guest memory, which the safe wrappers could only offer as slices.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::memory::Piece;
+
+/// The most pieces one system call takes (IOV_MAX).
+const MAX_PIECES: usize = 1024;
+
+/// Sends pieces of guest memory, as much of them as the socket takes. Neither waits nor
+/// raises SIGPIPE. Returns the bytes sent.
+///
+/// # Errors
+///
+/// Those of `sendmsg(2)` when nothing was sent; EFAULT where the memory behind a piece is
+/// gone.
+pub(crate) fn send(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<usize> {
+    let mut total = 0;
+    for some in pieces.chunks(MAX_PIECES) {
+        match send_some(socket, some) {
+            Ok(sent) => {
+                total += sent;
+                if sent < some.iter().map(Piece::len).sum() {
+                    break;
+                }
+            }
+            Err(error) if total == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(total)
+}
+
+fn send_some(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<usize> {
+    with_message(pieces, |message| {
+        // SAFETY: `message` is valid for the call, and so are the pieces it points to:
+        // they borrow from mapped guest memory. The kernel only reads them, and whatever
+        // a guest writes meanwhile is data to it.
+        unsafe {
+            libc::sendmsg(
+                socket.as_raw_fd(),
+                message,
+                libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+            )
+        }
+    })
+}
+
+/// Receives into pieces of guest memory, one after the other, without waiting. Returns
+/// the bytes received; zero at the end of the stream.
+///
+/// # Errors
+///
+/// Those of `recvmsg(2)`; EFAULT where the memory behind a piece is gone.
+pub(crate) fn receive(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<usize> {
+    with_message(pieces, |message| {
+        // SAFETY: as above; the kernel writes to guest memory, which nothing in this
+        // process holds a reference to, only volatile slices.
+        unsafe { libc::recvmsg(socket.as_raw_fd(), message, libc::MSG_DONTWAIT) }
+    })
+}
+
+fn with_message(
+    pieces: &[Piece<'_>],
+    call: impl Fn(*mut libc::msghdr) -> libc::ssize_t,
+) -> io::Result<usize> {
+    let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; MAX_PIECES];
+    let count = pieces.len().min(MAX_PIECES);
+    for (vector, piece) in vectors.iter_mut().zip(pieces) {
+        let guard = piece.ptr_guard_mut();
+        vector.write(libc::iovec {
+            iov_base: guard.as_ptr().cast(),
+            iov_len: guard.len(),
+        });
+    }
+    // SAFETY: all-zero is a valid `msghdr`: no name, no vectors, no control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = vectors.as_mut_ptr().cast();
+    message.msg_iovlen = count as _;
+    loop {
+        match usize::try_from(call(&raw mut message)) {
+            Ok(bytes) => return Ok(bytes),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Closes a descriptor that its owner gave away as a number.
+///
+/// # Safety
+///
+/// Nobody else owns `fd`, and nobody uses it afterwards.
+pub(crate) unsafe fn close(fd: RawFd) {
+    // SAFETY: the caller's promise.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+    use super::*;
+    use crate::memory::Memory;
+
+    fn memory() -> Memory {
+        Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap()
+    }
+
+    fn pieces<'m>(mem: &'m Memory, places: &[(u64, usize)]) -> Vec<Piece<'m>> {
+        places
+            .iter()
+            .map(|&(at, len)| mem.get_slice(GuestAddress(at), len).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn moves_bytes_from_pieces_to_pieces() {
+        let mem = memory();
+        mem.write_slice(b"hello, ", GuestAddress(0x100)).unwrap();
+        mem.write_slice(b"guest", GuestAddress(0x900)).unwrap();
+        let (one, other) = UnixStream::pair().unwrap();
+        let sent = send(one.as_fd(), &pieces(&mem, &[(0x100, 7), (0x900, 5)])).unwrap();
+        assert_eq!(sent, 12);
+        let into = pieces(&mem, &[(0x2000, 3), (0x3000, 100)]);
+        assert_eq!(receive(other.as_fd(), &into).unwrap(), 12);
+        let mut bytes = [0; 12];
+        mem.read_slice(&mut bytes[..3], GuestAddress(0x2000))
+            .unwrap();
+        mem.read_slice(&mut bytes[3..], GuestAddress(0x3000))
+            .unwrap();
+        assert_eq!(&bytes, b"hello, guest");
+    }
+
+    #[test]
+    fn never_waits() {
+        let mem = memory();
+        let (one, _other) = UnixStream::pair().unwrap();
+        let all = pieces(&mem, &[(0, 0x10000)]);
+        let error = receive(one.as_fd(), &all).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let error = loop {
+            if let Err(error) = send(one.as_fd(), &all) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_is_an_error_and_no_signal() {
+        let mem = memory();
+        let (one, other) = UnixStream::pair().unwrap();
+        drop(other);
+        let all = pieces(&mem, &[(0, 10)]);
+        assert_eq!(
+            send(one.as_fd(), &all).unwrap_err().kind(),
+            io::ErrorKind::BrokenPipe
+        );
+        assert_eq!(receive(one.as_fd(), &all).unwrap(), 0);
+    }
+
+    #[test]
+    fn sends_more_pieces_than_one_call_takes() {
+        let mem = memory();
+        let (one, _other) = UnixStream::pair().unwrap();
+        let many = pieces(&mem, &[(0, 1); MAX_PIECES + 10]);
+        assert_eq!(send(one.as_fd(), &many).unwrap(), MAX_PIECES + 10);
+    }
+}

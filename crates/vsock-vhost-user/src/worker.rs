@@ -1,0 +1,309 @@
+//! The worker of one guest: all that happens to the guest happens in its turns.
+//!
+//! ```text
+//!             TX kick ──▶ drain_tx ──▶ host sockets, refusals
+//!   host sockets ready ──▶ Connections, Door           │
+//!       RX kick, timer ──────────────┐                 │
+//!                                    ▼                 ▼
+//!                                 fill_rx: what connections and refusals have for the guest
+//! ```
+//!
+//! A turn never waits and is bounded: when there is more to do, the worker wakes itself
+//! and lets others (the end of the session above all) in between.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::{debug, info};
+use vhost_user_backend::VringT;
+use virtio_queue::QueueT;
+use vsock_connection::Timeouts;
+use vsock_packet::{Features, GuestCid, SocketType};
+use vsock_router::Router;
+
+use crate::config::GuestConfig;
+use crate::connections::Connections;
+use crate::counters::Counters;
+use crate::door::{Caller, Door};
+use crate::memory::{SharedMemory, Vring};
+use crate::poller::{Poller, Token};
+use crate::rx::RxPort;
+
+/// Connections that may put something into the RX ring in one turn.
+const FILLS_PER_TURN: usize = 256;
+
+/// Index of each ring among the device's (virtio 1.4, §5.10.2).
+pub(crate) const RX: usize = 0;
+pub(crate) const TX: usize = 1;
+
+/// The worker's state.
+pub(crate) struct Worker {
+    pub(crate) guest: GuestCid,
+    pub(crate) router: Arc<dyn Router>,
+    pub(crate) connections: Connections,
+    pub(crate) port: Arc<RxPort>,
+    pub(crate) poller: Poller,
+    pub(crate) counters: Arc<Counters>,
+    door: Door,
+    session: Option<Session>,
+    callers: Vec<Caller>,
+}
+
+/// A frontend is connected.
+struct Session {
+    memory: SharedMemory,
+    rings: Option<[Vring; 2]>,
+    /// Where a ring stood when it was stopped.
+    stopped: [Option<Position>; 2],
+    streams: bool,
+    tx_is_pending: bool,
+}
+
+/// How far a ring was served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Position {
+    next_avail: u16,
+    next_used: u16,
+}
+
+impl Position {
+    fn of(ring: &Vring) -> Self {
+        let ring = ring.get_ref();
+        let queue = ring.get_queue();
+        Self {
+            next_avail: queue.next_avail(),
+            next_used: queue.next_used(),
+        }
+    }
+}
+
+/// Why a turn is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cause {
+    /// The guest posted RX buffers, or RX was enabled.
+    Rx,
+    /// The guest sent something, or TX was enabled.
+    Tx,
+    /// Something behind the poller is ready.
+    Host,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        config: &GuestConfig,
+        listener: UnixListener,
+        router: Arc<dyn Router>,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        let connections = Connections::new(
+            config.cid,
+            config.max_connections,
+            config.tx_buffer_size,
+            Timeouts::default(),
+            Arc::clone(&counters),
+        );
+        Ok(Self {
+            guest: config.cid,
+            router,
+            connections,
+            port: Arc::default(),
+            door: Door::new(listener, &poller)?,
+            poller,
+            counters,
+            session: None,
+            callers: Vec::new(),
+        })
+    }
+
+    /// What tells that there is something to do for [`Cause::Host`].
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poller.as_fd()
+    }
+
+    /// A frontend has connected.
+    pub(crate) fn begin_session(&mut self, memory: SharedMemory) {
+        info!(guest = %self.guest, "the frontend has connected");
+        self.session = Some(Session {
+            memory,
+            rings: None,
+            stopped: [None; 2],
+            streams: true,
+            tx_is_pending: false,
+        });
+    }
+
+    /// The frontend is gone, and the guest with it.
+    pub(crate) fn end_session(&mut self) {
+        info!(guest = %self.guest, "the frontend is gone");
+        self.session = None;
+        self.port.detach();
+        self.connections.abandon();
+    }
+
+    /// The guest's driver starts anew.
+    pub(crate) fn reset(&mut self) {
+        info!(guest = %self.guest, connections = self.connections.len(), "the guest was reset");
+        self.port.forget_strangers();
+        self.connections.abandon();
+    }
+
+    /// The driver has chosen these features.
+    pub(crate) fn set_features(&mut self, features: u64) {
+        let features = Features::from_bits_truncate(features);
+        if let Some(session) = &mut self.session {
+            session.streams = features.contains(Features::STREAM)
+                || !features.contains(Features::NO_IMPLIED_STREAM);
+        }
+    }
+
+    /// Whether the driver may use sockets of this type.
+    pub(crate) fn takes(&self, socket_type: SocketType) -> bool {
+        socket_type == SocketType::Stream
+            && self.session.as_ref().is_some_and(|session| session.streams)
+    }
+
+    /// The ring was stopped. It may go on where it was, or from the start.
+    pub(crate) fn stop_ring(&mut self, index: usize) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if let (Some(rings), Some(stopped)) = (&session.rings, session.stopped.get_mut(index)) {
+            *stopped = rings.get(index).map(Position::of);
+        }
+    }
+
+    /// The TX ring and the memory it lies in.
+    pub(crate) fn tx_ring(&self) -> Option<(Vring, SharedMemory)> {
+        let session = self.session.as_ref()?;
+        Some((session.rings.as_ref()?[TX].clone(), session.memory.clone()))
+    }
+
+    /// A turn with the rings of the connected frontend.
+    pub(crate) fn turn_with(&mut self, cause: Cause, rings: &[Vring]) {
+        self.attach(rings);
+        if self.has_restarted() {
+            self.reset();
+        }
+        if cause == Cause::Tx
+            && let Some(session) = &mut self.session
+        {
+            session.tx_is_pending = true;
+        }
+        self.turn(cause);
+    }
+
+    fn attach(&mut self, rings: &[Vring]) {
+        if let Some(session) = &mut self.session
+            && session.rings.is_none()
+            && let [rx, tx, ..] = rings
+        {
+            session.rings = Some([rx.clone(), tx.clone()]);
+            self.port.attach(rx.clone(), session.memory.clone());
+        }
+    }
+
+    /// Whether a ring was started elsewhere than where it was stopped: the driver is a
+    /// new one.
+    fn has_restarted(&mut self) -> bool {
+        let Some(Session {
+            rings: Some(rings),
+            stopped,
+            ..
+        }) = &mut self.session
+        else {
+            return false;
+        };
+        let mut restarted = false;
+        for (ring, stopped) in rings.iter().zip(stopped) {
+            if ring.get_ref().get_queue().ready()
+                && let Some(position) = stopped.take()
+            {
+                restarted |= Position::of(ring) != position;
+            }
+        }
+        restarted
+    }
+
+    /// A turn: everything that is ready, within bounds.
+    pub(crate) fn turn(&mut self, cause: Cause) {
+        let now = Instant::now();
+        self.connections.set_now(now);
+        let mut more = cause == Cause::Host && self.take_events();
+        more |= self.drain_pending_tx();
+        self.connections.handle_timeouts();
+        self.door.handle_timeouts(now);
+        more |= self.admit_callers(now);
+        more |= self.fill_rx();
+        let timeouts = [self.connections.next_timeout(), self.door.next_timeout()];
+        self.poller.arm(timeouts.into_iter().flatten().min(), now);
+        if more {
+            self.poller.wake();
+        }
+    }
+
+    /// Takes what is ready behind the poller. `true` when there may be more.
+    fn take_events(&mut self) -> bool {
+        let Self {
+            poller,
+            connections,
+            door,
+            callers,
+            ..
+        } = self;
+        poller.poll(|token, events| match token {
+            Token::Connection(id) => connections.handle_event(id, events),
+            Token::Handshake(key) => door.handle_event(key, callers),
+            Token::Listener => door.ring(),
+            Token::Timer | Token::Wake => (),
+        })
+    }
+
+    /// Takes what the guest sent, if it did. `true` when there is more.
+    fn drain_pending_tx(&mut self) -> bool {
+        let pending = |worker: &mut Self, value| {
+            let session = worker.session.as_mut();
+            session.is_some_and(|session| std::mem::replace(&mut session.tx_is_pending, value))
+        };
+        let more = pending(self, false) && self.drain_tx();
+        if more {
+            pending(self, true);
+        }
+        more
+    }
+
+    /// Lets host applications in, and asks the guest for what they want. `true` when
+    /// more of them are waiting.
+    fn admit_callers(&mut self, now: Instant) -> bool {
+        let more = self.door.accept(&self.poller, now, &mut self.callers);
+        let mut callers = std::mem::take(&mut self.callers);
+        for Caller { port, socket } in callers.drain(..) {
+            let refused = !self.port.is_up()
+                || self.connections.is_full()
+                || !self.connections.request(port, socket, &self.poller);
+            if refused {
+                debug!(guest = %self.guest, %port, "a host application is refused");
+                self.counters.refused_clients.add(1);
+            }
+        }
+        self.callers = callers;
+        more
+    }
+
+    /// Puts into the RX ring what there is for the guest. `true` when there is more, and
+    /// room for it.
+    fn fill_rx(&mut self) -> bool {
+        if !self.connections.has_ready() && !self.port.has_strangers() {
+            return false;
+        }
+        let connections = &mut self.connections;
+        let starved = self.port.pass(|rx| {
+            connections.fill(rx, FILLS_PER_TURN);
+            rx.is_starved()
+        });
+        starved == Some(false) && self.connections.has_ready()
+    }
+}
