@@ -48,6 +48,7 @@ pub(crate) fn listen(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
     let place = SocketPath {
         path: path.to_owned(),
         identity: identity(path)?,
+        _socket: socket.try_clone()?,
     };
     rustix::net::listen(&socket, BACKLOG)?;
     Ok((socket.into(), place))
