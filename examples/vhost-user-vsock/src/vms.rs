@@ -116,12 +116,11 @@ fn guest(
     };
     claims.push(claim(origin, "uds-path", &uds_path, MAX_PATH_BEFORE_PORT)?);
     Ok(GuestConfig {
-        cid,
         socket,
-        uds_path,
         groups,
         queue_size,
         tx_buffer_size,
+        ..GuestConfig::new(cid, "", uds_path)
     })
 }
 
