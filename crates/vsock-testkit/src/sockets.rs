@@ -28,6 +28,7 @@ pub(crate) struct Sockets {
     /// Ports at which packets are sent by hand, and left to the inbox.
     by_hand: HashSet<u32>,
     outgoing: VecDeque<Outgoing>,
+    refused: usize,
 }
 
 impl Sockets {
@@ -45,6 +46,11 @@ impl Sockets {
 
     pub(crate) fn stop_listening(&mut self, port: u32) {
         self.listeners.remove(&port);
+    }
+
+    /// REQUESTs that were answered with an RST.
+    pub(crate) fn refused(&self) -> usize {
+        self.refused
     }
 
     pub(crate) fn accepted(&mut self, port: u32) -> Option<StreamId> {
@@ -131,9 +137,15 @@ impl Sockets {
         if self.by_hand.contains(&packet.header.dst_port()) {
             return Ok(Some(packet));
         }
-        let header = packet.parse().map_err(|error| {
-            Error::Device(format!("a packet with {error}: {:?}", packet.header))
-        })?;
+        let header = match packet.parse() {
+            Ok(header) => header,
+            // A packet of a type nobody knows is refused with that type.
+            Err(_) if packet.op() == Some(Op::Rst) => return Ok(Some(packet)),
+            Err(error) => {
+                let header = packet.header;
+                return Err(Error::Device(format!("a packet with {error}: {header:?}")));
+            }
+        };
         if let Some(&id) = self.live.get(&(header.dst, header.src)) {
             let reply = self.streams[id.0].handle(&header, &packet.payload, rules)?;
             self.say(id, reply);

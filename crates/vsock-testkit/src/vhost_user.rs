@@ -102,6 +102,11 @@ impl VhostUser {
         self.guest_cid
     }
 
+    /// The guest's memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     /// The virtio features the back end offers.
     pub fn offered(&self) -> u64 {
         self.offered

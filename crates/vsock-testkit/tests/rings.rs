@@ -1,5 +1,7 @@
 //! The driver's rings, held against the device's side of the `virtio-queue` crate.
 
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
 use std::io::{Read, Write};
 
 use proptest::prelude::*;

@@ -66,6 +66,11 @@ impl<T: Transport> Guest<T> {
         })
     }
 
+    /// How many REQUESTs the guest refused, since nobody listened.
+    pub fn refused(&self) -> usize {
+        self.sockets.refused()
+    }
+
     /// A stream, to look at.
     pub fn stream(&self, id: StreamId) -> &Stream {
         self.sockets.stream(id)
@@ -105,6 +110,34 @@ impl<T: Transport> Guest<T> {
         self.take_in()?;
         let written = self.put_data(id, bytes);
         self.give_out().map(|()| written)
+    }
+
+    /// Writes all of `bytes` while reading `len`, as two threads of an application would.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ended`] when the stream ends before.
+    pub fn exchange(&mut self, id: StreamId, bytes: &[u8], len: usize) -> Result<Vec<u8>, Error> {
+        let (mut written, mut read) = (0, Vec::new());
+        self.wait_for("all to be written and read", |guest| {
+            written += guest.put_data(id, &bytes[written..]);
+            read.extend(guest.sockets.read(id, len - read.len(), &guest.behaviour));
+            let stream = guest.stream(id);
+            let all_written = written == bytes.len() || stream.is_shut();
+            let all_read = read.len() == len || (stream.at_end() && stream.unread() == 0);
+            (all_written && all_read).then_some(())
+        })?;
+        match (bytes.len() - written, len - read.len()) {
+            (0, 0) => Ok(read),
+            (0, missing) => Err(Error::Ended {
+                missing,
+                action: "read",
+            }),
+            (missing, _) => Err(Error::Ended {
+                missing,
+                action: "written",
+            }),
+        }
     }
 
     /// Reads `len` bytes.
