@@ -373,6 +373,11 @@ impl Connection {
         Some(header)
     }
 
+    /// A CREDIT_UPDATE, which is valid at any time once the connection is established.
+    pub fn credit_update(&mut self) -> Header {
+        self.header(Op::CreditUpdate)
+    }
+
     fn header(&mut self, op: Op) -> Header {
         let (buf_alloc, fwd_cnt) = self.host_credit.tell();
         self.pending -= Pending::CREDIT_UPDATE;

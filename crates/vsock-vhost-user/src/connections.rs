@@ -16,7 +16,7 @@ use crate::counters::Counters;
 use crate::host_end::{HostEnd, Read};
 use crate::memory::Piece;
 use crate::poller::{EventFlags, Poller, Token};
-use crate::rx::RxPass;
+use crate::rx::{Room, RxPass};
 
 /// What one connection may put into the RX ring before it is another's turn, in bytes.
 const TURN: usize = 256 * 1024;
@@ -353,11 +353,12 @@ impl Turn<'_> {
                 return Outcome::More;
             }
             let wanted = bytes.min(self.host.read_size()).min(left);
-            let room = rx.reserve(wanted, packets);
-            if room == 0 {
-                return Outcome::NoBuffer;
+            match rx.reserve(wanted, packets) {
+                Room::Payload(room) => left -= self.read(rx, room),
+                // Of no use to payload, but it must come back with a packet in it.
+                Room::Header => rx.commit_control(&self.connection.credit_update().to_raw()),
+                Room::None => return Outcome::NoBuffer,
             }
-            left -= self.read(rx, room);
         }
     }
 

@@ -99,6 +99,18 @@ impl RxPort {
     }
 }
 
+/// What was reserved for payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Room {
+    /// So many bytes; [`RxPass::room`] are their pieces. To be followed by
+    /// [`RxPass::commit`] or [`RxPass::put_back`].
+    Payload(usize),
+    /// A buffer that ends with the header. To be followed by [`RxPass::commit_control`].
+    Header,
+    /// Nothing: the ring is out of buffers.
+    None,
+}
+
 /// A pass over the RX ring: buffers are taken, filled and returned.
 pub(crate) struct RxPass<'q, 'm> {
     ring: RingPass<'q, 'm>,
@@ -168,15 +180,18 @@ impl<'q, 'm> RxPass<'q, 'm> {
         self.return_first(1, |_| *header, 0);
     }
 
-    /// Takes buffers for at most `bytes` of payload in at most `packets` packets. Returns
-    /// the room there is; [`Self::room`] are its pieces. To be followed by
-    /// [`Self::commit`] or [`Self::put_back`].
-    pub(crate) fn reserve(&mut self, bytes: usize, packets: usize) -> usize {
+    /// Takes buffers for at most `bytes` of payload in at most `packets` packets, neither
+    /// of them zero.
+    pub(crate) fn reserve(&mut self, bytes: usize, packets: usize) -> Room {
         let mut room = 0;
         while room < bytes && self.taken.len() < packets && self.take(bytes - room) {
             room += self.taken.last().map_or(0, |(_, buffer)| buffer.capacity());
         }
-        room
+        match (self.taken.len(), room) {
+            (0, _) => Room::None,
+            (_, 0) => Room::Header,
+            _ => Room::Payload(room),
+        }
     }
 
     /// The pieces of the room reserved.
@@ -223,7 +238,8 @@ impl<'q, 'm> RxPass<'q, 'm> {
         self.ring.put_back(unused as u16);
     }
 
-    /// Takes the next buffer with room for a header and, if any is `wanted`, payload.
+    /// Takes the next buffer with room for a header and, if any is `wanted`, payload. One
+    /// without room for payload is taken only when it is the first, and is not enough.
     fn take(&mut self, wanted: usize) -> bool {
         loop {
             let Some(chain) = self.next_chain() else {
@@ -232,11 +248,12 @@ impl<'q, 'm> RxPass<'q, 'm> {
             let head = chain.head_index();
             let pieces = self.pieces.len();
             match write_buffer(self.mem, chain, wanted, &mut self.pieces) {
-                Ok(buffer) if wanted == 0 || buffer.capacity() > 0 => {
+                Ok(buffer) if wanted == 0 || buffer.capacity() > 0 || self.taken.is_empty() => {
+                    let useful = wanted == 0 || buffer.capacity() > 0;
                     self.taken.push((head, buffer));
-                    return true;
+                    return useful;
                 }
-                _ if self.taken.is_empty() => {
+                Err(_) if self.taken.is_empty() => {
                     self.pieces.truncate(pieces);
                     debug!(head, "an RX buffer too small for a packet");
                     give_back(&mut self.ring, head, 0);
