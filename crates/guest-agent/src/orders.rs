@@ -53,7 +53,7 @@ impl Desk {
             let outcome = match command {
                 Command::Converse(conversation) => desk.converse(id, &conversation),
                 Command::Run { argv, deadline_ms } => {
-                    run(&argv, Duration::from_millis(deadline_ms))
+                    run(&argv, deadline_ms.map(Duration::from_millis))
                 }
                 Command::WriteFile(file) => write_file(&file),
                 Command::VerifyFile(file) => verify_file(&file),
@@ -135,7 +135,7 @@ fn accept(listener: &Socket) -> Result<Connected, Failure> {
 }
 
 /// Runs a program, its output in a file so that no pipe can fill up.
-fn run(argv: &[String], deadline: Duration) -> Result<Event> {
+fn run(argv: &[String], deadline: Option<Duration>) -> Result<Event> {
     let (program, arguments) = argv.split_first().context("no program named")?;
     let path = format!("/tmp/output-{:?}", thread::current().id());
     let output = File::options()
@@ -157,7 +157,7 @@ fn run(argv: &[String], deadline: Duration) -> Result<Event> {
         if let Some(status) = child.try_wait()? {
             break status.code();
         }
-        if start.elapsed() > deadline {
+        if deadline.is_some_and(|deadline| start.elapsed() > deadline) {
             child.kill()?;
             child.wait()?;
             break None;

@@ -30,8 +30,8 @@ pub enum Command {
     Run {
         /// The program and its arguments.
         argv: Vec<String>,
-        /// After so many milliseconds it is killed.
-        deadline_ms: u64,
+        /// After so many milliseconds it is killed, if it has a deadline.
+        deadline_ms: Option<u64>,
     },
     /// Write a file of the stream of `seed`; ends with [`Event::Done`].
     WriteFile(PatternFile),

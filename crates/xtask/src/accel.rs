@@ -20,7 +20,12 @@ const DEADLINE: Duration = Duration::from_secs(8);
 
 /// Chooses how to execute guests, by booting one if nobody has yet.
 pub(crate) fn choose(kernel: &Path, initramfs: &Path) -> Result<Accel> {
-    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+    if File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_err()
+    {
         return Ok(Accel::Tcg);
     }
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -31,7 +36,11 @@ pub(crate) fn choose(kernel: &Path, initramfs: &Path) -> Result<Accel> {
         Some("hangs\n") => Accel::Tcg,
         _ => {
             let accel = probe(kernel, initramfs)?;
-            let verdict = if accel == Accel::Kvm { "boots" } else { "hangs" };
+            let verdict = if accel == Accel::Kvm {
+                "boots"
+            } else {
+                "hangs"
+            };
             fs::write(verdicts, format!("{boot}{verdict}\n")).context("keep KVM's verdict")?;
             accel
         }
@@ -40,7 +49,10 @@ pub(crate) fn choose(kernel: &Path, initramfs: &Path) -> Result<Accel> {
 }
 
 fn probe(kernel: &Path, initramfs: &Path) -> Result<Accel> {
-    say(format!("trying whether KVM boots a guest here (at most {} s)", DEADLINE.as_secs()));
+    say(format!(
+        "trying whether KVM boots a guest here (at most {} s)",
+        DEADLINE.as_secs()
+    ));
     let scratch = Scratch::new()?;
     let machine = Machine {
         kernel: kernel.to_owned(),

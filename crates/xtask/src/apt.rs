@@ -22,15 +22,22 @@ pub(crate) struct Tool {
 
 /// Sees to it that `tools` are there.
 pub(crate) fn provide(tools: &[Tool]) -> Result<()> {
-    let missing: Vec<_> =
-        tools.iter().filter(|tool| find(tool.program).is_none()).map(|tool| tool.package).collect();
+    let missing: Vec<_> = tools
+        .iter()
+        .filter(|tool| find(tool.program).is_none())
+        .map(|tool| tool.package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let packages = missing.join(" ");
     let root = rustix::process::geteuid().is_root();
     if !root || find("apt-get").is_none() {
-        let why = if root { "apt-get is not there" } else { "this needs root" };
+        let why = if root {
+            "apt-get is not there"
+        } else {
+            "this needs root"
+        };
         bail!(
             "these Debian packages are missing and cannot be installed ({why}): {packages}\n\
              Install them first: apt-get install --no-install-recommends {packages}"
@@ -46,7 +53,10 @@ pub(crate) fn provide(tools: &[Tool]) -> Result<()> {
     )?;
     for tool in tools {
         let Tool { program, package } = tool;
-        ensure!(find(program).is_some(), "{program} is not on the PATH even with {package}");
+        ensure!(
+            find(program).is_some(),
+            "{program} is not on the PATH even with {package}"
+        );
     }
     Ok(())
 }
@@ -55,7 +65,9 @@ pub(crate) fn provide(tools: &[Tool]) -> Result<()> {
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
-    let mut candidates = env::split_paths(&path).chain(system).map(|dir| dir.join(program));
+    let mut candidates = env::split_paths(&path)
+        .chain(system)
+        .map(|dir| dir.join(program));
     candidates.find(|path| path.is_file())
 }
 
@@ -73,7 +85,9 @@ pub(crate) struct Lists {
 impl Lists {
     /// Makes the lists, or brings them up to date.
     pub(crate) fn open() -> Result<Self> {
-        let lists = Self { directory: project::cache().join("apt") };
+        let lists = Self {
+            directory: project::cache().join("apt"),
+        };
         for directory in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(lists.directory.join(directory)).context("create a cache")?;
         }
@@ -87,7 +101,10 @@ impl Lists {
 
     /// The names of the packages that match a regular expression.
     pub(crate) fn search(&self, pattern: &str) -> Result<Vec<String>> {
-        let found = lines(self.apt("apt-cache").args(["search", "--names-only", pattern]))?;
+        let found = lines(
+            self.apt("apt-cache")
+                .args(["search", "--names-only", pattern]),
+        )?;
         let names = found.iter().filter_map(|line| line.split(" - ").next());
         Ok(names.map(|name| name.trim().to_owned()).collect())
     }
@@ -99,9 +116,15 @@ impl Lists {
             fs::remove_dir_all(&scratch).context("remove an unfinished download")?;
         }
         fs::create_dir_all(&scratch).context("create a directory for the download")?;
-        output(self.apt("apt-get").args(["-q", "download", package]).current_dir(&scratch))?;
+        output(
+            self.apt("apt-get")
+                .args(["-q", "download", package])
+                .current_dir(&scratch),
+        )?;
         let mut files = fs::read_dir(&scratch)?.filter_map(|entry| Some(entry.ok()?.path()));
-        let file = files.next().with_context(|| format!("apt-get left no file of {package}"))?;
+        let file = files
+            .next()
+            .with_context(|| format!("apt-get left no file of {package}"))?;
         output(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&scratch))?;
         fs::remove_file(&file).context("remove the package file")?;
         fs::rename(&scratch, directory).context("put the package in its place")?;
@@ -150,7 +173,9 @@ fn sources() -> Result<String> {
     ]))
     .context("ask apt for the machine's sources")?;
     let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
-    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let codename = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="));
     sources_from(&known, codename.unwrap_or(RELEASE))
 }
 
@@ -158,7 +183,9 @@ fn sources_from(known: &[String], codename: &str) -> Result<String> {
     let archive = |suite: &str| {
         let suite = format!("{codename}{suite}");
         let mut known = known.iter().filter_map(|line| line.split_once(' '));
-        known.find(|(_, release)| *release == suite).map(|(uri, _)| uri.to_owned())
+        known
+            .find(|(_, release)| *release == suite)
+            .map(|(uri, _)| uri.to_owned())
     };
     let main = archive("").with_context(|| {
         format!("apt has no source for {codename}; a Debian archive is needed for its kernels")
@@ -166,8 +193,11 @@ fn sources_from(known: &[String], codename: &str) -> Result<String> {
     let mut wanted = vec![(main.clone(), ""), (main, "-backports")];
     wanted.extend(archive("-security").map(|uri| (uri, "-security")));
     let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let signed_by =
-        if Path::new(keyring).exists() { format!("[signed-by={keyring}] ") } else { String::new() };
+    let signed_by = if Path::new(keyring).exists() {
+        format!("[signed-by={keyring}] ")
+    } else {
+        String::new()
+    };
     let line = |(uri, suite)| format!("deb {signed_by}{uri} {RELEASE}{suite} main\n");
     Ok(wanted.into_iter().map(line).collect())
 }

@@ -71,7 +71,8 @@ impl Archive {
             name_length,
             check,
         ] {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes
+                .extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
@@ -99,7 +100,9 @@ mod tests {
             };
             assert_eq!(&bytes[..6], b"070701");
             let (mode, length, name_length) = (field(1), field(6) as usize, field(11) as usize);
-            let name = str::from_utf8(&bytes[110..110 + name_length - 1]).unwrap().to_owned();
+            let name = str::from_utf8(&bytes[110..110 + name_length - 1])
+                .unwrap()
+                .to_owned();
             let start = (110 + name_length).next_multiple_of(4);
             if name == "TRAILER!!!" {
                 return entries;
@@ -119,7 +122,14 @@ mod tests {
         let names: Vec<_> = entries.iter().map(|(name, ..)| name.as_str()).collect();
         assert_eq!(
             names,
-            ["bin", "bin/tools", "bin/tools/echo", "bin/tools/cat", "dev", "dev/console"]
+            [
+                "bin",
+                "bin/tools",
+                "bin/tools/echo",
+                "bin/tools/cat",
+                "dev",
+                "dev/console"
+            ]
         );
         assert_eq!(entries[2].1, 0o100_755);
         assert_eq!(entries[2].2, b"hello");

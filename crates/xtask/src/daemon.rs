@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::process::{Running, output};
+use crate::process::{CARGO_DEADLINE, Running, run};
 use crate::progress::say;
 use crate::project;
 use crate::wait;
@@ -22,12 +22,19 @@ const OVERRIDE: &str = "VSOCK_DAEMON";
 pub(crate) fn build() -> Result<PathBuf> {
     if let Some(program) = env::var_os(OVERRIDE) {
         let program = PathBuf::from(program);
-        say(format!("taking {} as the daemon, as {OVERRIDE} says", program.display()));
+        say(format!(
+            "taking {} as the daemon, as {OVERRIDE} says",
+            program.display()
+        ));
         return Ok(program);
     }
     let package = "vhost-user-vsock";
-    output(project::cargo().args(["build", "--quiet", "--release", "--package", package]))
-        .context("build the daemon")?;
+    let mut cargo = project::cargo();
+    run(
+        cargo.args(["build", "--release", "--package", package]),
+        CARGO_DEADLINE,
+    )
+    .context("build the daemon")?;
     Ok(project::target().join("release").join(package))
 }
 
@@ -46,13 +53,21 @@ impl Vm {
     /// A VM with its sockets in `directory`.
     pub(crate) fn within(directory: &Path, cid: u32) -> Self {
         let path = |suffix: &str| directory.join(format!("vm{cid}.{suffix}"));
-        Self { cid, socket: path("sock"), uds: path("vsock") }
+        Self {
+            cid,
+            socket: path("sock"),
+            uds: path("vsock"),
+        }
     }
 
     /// The value of the option `--vm`.
     pub(crate) fn option(&self) -> String {
         let Self { cid, socket, uds } = self;
-        format!("guest-cid={cid},socket={},uds-path={}", socket.display(), uds.display())
+        format!(
+            "guest-cid={cid},socket={},uds-path={}",
+            socket.display(),
+            uds.display()
+        )
     }
 }
 
@@ -66,7 +81,10 @@ impl Daemon {
     /// Starts the daemon and waits until each VM's sockets listen.
     pub(crate) fn start(program: &Path, vms: &[Vm], log: &Path) -> Result<Self> {
         let mut command = Command::new(program);
-        command.env("RUST_LOG", env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
+        command.env(
+            "RUST_LOG",
+            env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()),
+        );
         for vm in vms {
             command.arg("--vm").arg(vm.option());
         }
@@ -86,6 +104,11 @@ impl Daemon {
         self.process.check()
     }
 
+    /// How many descriptors the daemon has open.
+    pub(crate) fn descriptors(&self) -> Result<usize> {
+        self.process.descriptors()
+    }
+
     /// Ends the daemon as a service manager does.
     pub(crate) fn terminate(self, deadline: Duration) -> Result<ExitStatus> {
         self.process.terminate(deadline)
@@ -100,6 +123,9 @@ fn listens(socket: &Path) -> bool {
     table.lines().any(|line| {
         let mut fields = line.split_whitespace();
         let accepts = fields.nth(3) == Some(ACCEPTS);
-        accepts && fields.next_back().is_some_and(|path| Path::new(path) == socket)
+        accepts
+            && fields
+                .next_back()
+                .is_some_and(|path| Path::new(path) == socket)
     })
 }

@@ -30,6 +30,8 @@ pub(crate) struct Guest {
     /// Its kernel's release, known once it is ready.
     pub(crate) kernel: String,
     machine: Machine,
+    /// How much the console had printed when the guest was ready.
+    boot_messages: usize,
     control: UnixStream,
     /// Who waits for notices, by the id of the order.
     waiting: Waiting,
@@ -50,41 +52,58 @@ impl Guest {
         let dispatch_to = Arc::clone(&waiting);
         thread::spawn(move || dispatch(reader, &dispatch_to));
         let kernel = String::new();
-        let mut guest = Self { qemu, kernel, machine, control, waiting, ready, last_id: UNASKED };
+        let mut guest = Self {
+            qemu,
+            kernel,
+            machine,
+            boot_messages: 0,
+            control,
+            waiting,
+            ready,
+            last_id: UNASKED,
+        };
         guest.await_ready(deadline)?;
         Ok(guest)
     }
 
     /// Waits until the guest has booted, for the first time or again.
     pub(crate) fn await_ready(&mut self, deadline: Duration) -> Result<()> {
+        self.boot_messages = self.console().len();
         let start = Instant::now();
         loop {
             match self.ready.recv_timeout(Duration::from_millis(100)) {
                 Ok(Event::Ready { kernel }) => {
                     self.kernel = kernel;
+                    self.boot_messages = self.console().len();
                     return Ok(());
                 }
                 Ok(_) => {}
                 Err(_) => self.qemu.check()?,
             }
             if start.elapsed() > deadline {
-                bail!("waited {deadline:?} for the guest to boot; {}", self.console_tail());
+                bail!(
+                    "waited {deadline:?} for the guest to boot; {}",
+                    self.console_tail()
+                );
             }
         }
     }
 
-    /// The end of what the guest's kernel has printed.
+    /// The end of what the guest's kernel has printed since it was ready.
     pub(crate) fn console_tail(&self) -> String {
         const LINES: usize = 15;
-        let path = qemu::console(&self.machine.directory);
-        let console = fs::read(path).unwrap_or_default();
-        let console = String::from_utf8_lossy(&console).into_owned();
-        let lines: Vec<_> = console.lines().collect();
+        let console = self.console();
+        let since = String::from_utf8_lossy(&console[self.boot_messages.min(console.len())..]);
+        let lines: Vec<_> = since.lines().filter(|line| !line.is_empty()).collect();
         let tail = &lines[lines.len().saturating_sub(LINES)..];
         if tail.is_empty() {
-            return "its console is empty".to_owned();
+            return "its console is silent".to_owned();
         }
         format!("the end of its console:\n{}", tail.join("\n"))
+    }
+
+    fn console(&self) -> Vec<u8> {
+        fs::read(qemu::console(&self.machine.directory)).unwrap_or_default()
     }
 
     /// Runs `script` on `connections` connections to `port` of the guest, or from the
@@ -95,10 +114,17 @@ impl Guest {
         connections: usize,
         script: Vec<Step>,
     ) -> Result<Ongoing> {
-        let conversation = Conversation { endpoint, connections, script };
+        let conversation = Conversation {
+            endpoint,
+            connections,
+            script,
+        };
         let ongoing = self.order(Command::Converse(conversation))?;
         if let Endpoint::Listen { port } = endpoint {
-            match ongoing.next(PATIENCE).with_context(|| format!("listen on port {port}"))? {
+            match ongoing
+                .next(PATIENCE)
+                .with_context(|| format!("listen on port {port}"))?
+            {
                 Event::Listening => {}
                 other => bail!("the guest should listen on port {port}, but says {other:?}"),
             }
@@ -106,30 +132,55 @@ impl Guest {
         Ok(ongoing)
     }
 
-    /// Starts a program in the guest.
+    /// Runs a program in the guest, which has to end in time.
     pub(crate) fn run(&mut self, argv: &[&str]) -> Result<Ongoing> {
-        let argv = argv.iter().map(|&argument| argument.to_owned()).collect();
-        let deadline_ms = ORDER_DEADLINE.as_millis() as u64 / 2;
-        self.order(Command::Run { argv, deadline_ms })
+        let deadline_ms = Some(ORDER_DEADLINE.as_millis() as u64 / 2);
+        self.order(Command::Run {
+            argv: owned(argv),
+            deadline_ms,
+        })
+    }
+
+    /// Starts a program in the guest, for as long as the guest runs.
+    pub(crate) fn spawn(&mut self, argv: &[&str]) -> Result<Ongoing> {
+        self.order(Command::Run {
+            argv: owned(argv),
+            deadline_ms: None,
+        })
     }
 
     /// Writes a file with a pattern.
     pub(crate) fn write_file(&mut self, path: &str, bytes: u64, seed: u64) -> Result<()> {
-        self.order(Command::WriteFile(PatternFile { path: path.to_owned(), bytes, seed }))?.done()
+        self.order(Command::WriteFile(PatternFile {
+            path: path.to_owned(),
+            bytes,
+            seed,
+        }))?
+        .done()
     }
 
     /// Verifies a file with a pattern.
     pub(crate) fn verify_file(&mut self, path: &str, bytes: u64, seed: u64) -> Result<()> {
-        self.order(Command::VerifyFile(PatternFile { path: path.to_owned(), bytes, seed }))?.done()
+        self.order(Command::VerifyFile(PatternFile {
+            path: path.to_owned(),
+            bytes,
+            seed,
+        }))?
+        .done()
     }
 
     fn order(&mut self, command: Command) -> Result<Ongoing> {
         self.last_id += 1;
         let (sender, events) = channel();
         lock(&self.waiting).insert(self.last_id, sender);
-        let order = Order { id: self.last_id, command };
+        let order = Order {
+            id: self.last_id,
+            command,
+        };
         let line = serde_json::to_string(&order).context("encode an order")? + "\n";
-        self.control.write_all(line.as_bytes()).context("send an order to the guest")?;
+        self.control
+            .write_all(line.as_bytes())
+            .context("send an order to the guest")?;
         Ok(Ongoing { events })
     }
 }
@@ -152,10 +203,16 @@ impl Ongoing {
     /// A program's output, if it succeeded.
     pub(crate) fn success(&self) -> Result<String> {
         match self.next(ORDER_DEADLINE)? {
-            Event::Ran { status: Some(0), output } => Ok(output),
+            Event::Ran {
+                status: Some(0),
+                output,
+            } => Ok(output),
             Event::Ran { status, output } => {
                 let status = status.map_or("a signal".to_owned(), |code| format!("status {code}"));
-                bail!("the guest's program ended with {status}: {}", output.trim_end())
+                bail!(
+                    "the guest's program ended with {status}: {}",
+                    output.trim_end()
+                )
             }
             other => bail!("the guest's program should end, but the guest says {other:?}"),
         }
@@ -176,6 +233,10 @@ impl Ongoing {
             Err(RecvTimeoutError::Disconnected) => bail!("the guest is gone"),
         }
     }
+}
+
+fn owned(argv: &[&str]) -> Vec<String> {
+    argv.iter().map(|&argument| argument.to_owned()).collect()
 }
 
 /// Hands each notice to whoever waits for it, until the guest is gone.

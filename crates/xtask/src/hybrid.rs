@@ -45,7 +45,10 @@ impl Listener {
     pub(crate) fn accept(&self) -> Result<Connected, Failure> {
         let start = Instant::now();
         match self.socket.accept() {
-            Ok((socket, _)) => Ok(Connected { socket, after: Duration::ZERO }),
+            Ok((socket, _)) => Ok(Connected {
+                socket,
+                after: Duration::ZERO,
+            }),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 let why = format!("accept: no connection came in {PATIENCE:?}");
                 Err(Failure::new(&why, &error, start))
@@ -67,20 +70,31 @@ pub(crate) fn dial(uds: &Path, port: u32) -> Result<Option<Connected>> {
     let mut stream =
         UnixStream::connect(uds).with_context(|| format!("connect to {}", uds.display()))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).context("send CONNECT")?;
+    stream
+        .write_all(format!("CONNECT {port}\n").as_bytes())
+        .context("send CONNECT")?;
     let Some(answer) = read_line(&mut stream).context("await the answer to CONNECT")? else {
         return Ok(None);
     };
-    let assigned = answer.strip_prefix("OK ").and_then(|port| port.parse::<u16>().ok());
+    let assigned = answer
+        .strip_prefix("OK ")
+        .and_then(|port| port.parse::<u16>().ok());
     if assigned.is_none() {
         bail!("the answer to CONNECT {port} should be `OK` and a host port, but is {answer:?}");
     }
-    Ok(Some(Connected { socket: stream.into(), after: start.elapsed() }))
+    Ok(Some(Connected {
+        socket: stream.into(),
+        after: start.elapsed(),
+    }))
 }
 
 /// Connects to a port where something in the guest is about to listen.
 pub(crate) fn dial_until_accepted(uds: &Path, port: u32) -> Result<Connected> {
-    wait::until(&format!("the guest to accept on port {port}"), PATIENCE, || dial(uds, port))
+    wait::until(
+        &format!("the guest to accept on port {port}"),
+        PATIENCE,
+        || dial(uds, port),
+    )
 }
 
 /// Reads to the end of a line and not a byte more; `None` if the stream ends before.

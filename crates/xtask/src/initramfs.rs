@@ -28,7 +28,11 @@ pub(crate) fn build(kernel: &Kernel) -> Result<PathBuf> {
     archive.file("/init", 0o755, &read(&build_agent()?)?);
     for (number, module) in kernel.modules.iter().enumerate() {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
-        archive.file(&format!("/modules/{number:02}-{name}"), 0o644, &read(module)?);
+        archive.file(
+            &format!("/modules/{number:02}-{name}"),
+            0o644,
+            &read(module)?,
+        );
     }
     let mut libraries = Vec::new();
     for program in PROGRAMS {
@@ -54,7 +58,10 @@ fn build_agent() -> Result<PathBuf> {
             .args(["build", "--quiet", "--release", "--package", "guest-agent"])
             .args(["--target", TARGET, "--target-dir"])
             .arg(&directory)
-            .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+            .env(
+                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+                "-Ctarget-feature=+crt-static",
+            )
             .env("CARGO_PROFILE_RELEASE_STRIP", "true"),
     )
     .context("build the guest agent")?;
@@ -65,14 +72,20 @@ fn build_agent() -> Result<PathBuf> {
 /// `ldd` fails.
 fn libraries_of(program: &Path) -> Vec<String> {
     let listed = lines(Command::new("ldd").arg(program)).unwrap_or_default();
-    listed.iter().filter_map(|line| library(line)).map(str::to_owned).collect()
+    listed
+        .iter()
+        .filter_map(|line| library(line))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The path in one of these lines: `libc.so.6 => /lib/libc.so.6 (0x…)`, or the linker's
 /// own, `/lib64/ld-linux.so.2 (0x…)`.
 fn library(line: &str) -> Option<&str> {
     let path = line.split_once("=> ").map_or(line, |(_, path)| path);
-    path.split_whitespace().next().filter(|path| path.starts_with('/'))
+    path.split_whitespace()
+        .next()
+        .filter(|path| path.starts_with('/'))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -86,8 +99,14 @@ mod tests {
     #[test]
     fn understands_the_lines_of_ldd() {
         let path = |line| library(line);
-        assert_eq!(path("\tlibc.so.6 => /lib/libc.so.6 (0x00007f)"), Some("/lib/libc.so.6"));
-        assert_eq!(path("\t/lib64/ld-linux.so.2 (0x00007f)"), Some("/lib64/ld-linux.so.2"));
+        assert_eq!(
+            path("\tlibc.so.6 => /lib/libc.so.6 (0x00007f)"),
+            Some("/lib/libc.so.6")
+        );
+        assert_eq!(
+            path("\t/lib64/ld-linux.so.2 (0x00007f)"),
+            Some("/lib64/ld-linux.so.2")
+        );
         assert_eq!(path("\tlinux-vdso.so.1 (0x00007f)"), None);
         assert_eq!(path("\tlibx.so => not found"), None);
     }

@@ -69,7 +69,12 @@ impl Kernel {
         let image = bootable_image(&root.join(format!("boot/vmlinuz-{release}")))?;
         let tree = root.join("lib/modules").join(&release);
         let modules = load_order(&tree).with_context(|| format!("modules of {package}"))?;
-        Ok(Self { series, release, image, modules })
+        Ok(Self {
+            series,
+            release,
+            image,
+            modules,
+        })
     }
 }
 
@@ -82,7 +87,10 @@ fn newest_package(series: Series) -> Result<String> {
 
 /// The numbers in a version, to compare versions by.
 fn numbers(version: &str) -> Vec<u64> {
-    version.split(|c: char| !c.is_ascii_digit()).filter_map(|run| run.parse().ok()).collect()
+    version
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|run| run.parse().ok())
+        .collect()
 }
 
 /// The uncompressed kernel inside a compressed one, where its compression is known: QEMU
@@ -126,7 +134,10 @@ fn decompressor(bytes: &[u8]) -> Option<&'static str> {
         (b"\xfd7zXZ", "xz"),
         (b"\x1f\x8b", "gzip"),
     ];
-    KNOWN.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, tool)| *tool)
+    KNOWN
+        .iter()
+        .find(|(magic, _)| bytes.starts_with(magic))
+        .map(|(_, tool)| *tool)
 }
 
 fn decompress(bytes: &[u8], tool: &str, to: &Path) -> Result<()> {
@@ -145,7 +156,11 @@ fn load_order(tree: &Path) -> Result<Vec<PathBuf>> {
     for module in MODULES {
         add_module(module, &files, &mut order)?;
     }
-    ensure!(!order.is_empty(), "none of {MODULES:?} is under {}", tree.display());
+    ensure!(
+        !order.is_empty(),
+        "none of {MODULES:?} is under {}",
+        tree.display()
+    );
     Ok(order)
 }
 
@@ -154,7 +169,9 @@ fn add_module(
     files: &HashMap<String, PathBuf>,
     order: &mut Vec<PathBuf>,
 ) -> Result<()> {
-    let Some(file) = files.get(name) else { return Ok(()) };
+    let Some(file) = files.get(name) else {
+        return Ok(());
+    };
     let plain = plain_module(file)?;
     if order.contains(&plain) {
         return Ok(());
@@ -170,7 +187,9 @@ fn add_module(
 /// A module's file, decompressed beside the compressed one.
 fn plain_module(file: &Path) -> Result<PathBuf> {
     let bytes = fs::read(file).with_context(|| format!("read {}", file.display()))?;
-    let Some(tool) = decompressor(&bytes) else { return Ok(file.to_owned()) };
+    let Some(tool) = decompressor(&bytes) else {
+        return Ok(file.to_owned());
+    };
     let plain = file.with_extension("");
     if !plain.exists() {
         decompress(&bytes, tool, &plain)?;
@@ -209,7 +228,10 @@ fn dependencies(module: &[u8]) -> Vec<String> {
     let depends = depends.map(|list| String::from_utf8_lossy(list).replace('-', "_"));
     let lists: Vec<_> = depends.collect();
     let names = lists.iter().flat_map(|list| list.split(','));
-    names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    names
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
@@ -218,8 +240,14 @@ mod tests {
 
     #[test]
     fn the_newest_is_the_one_with_the_greatest_numbers() {
-        let names = ["linux-image-6.12.95+deb12-cloud-amd64", "linux-image-6.12.117+deb12-cloud"];
-        assert_eq!(names.into_iter().max_by_key(|name| numbers(name)), Some(names[1]));
+        let names = [
+            "linux-image-6.12.95+deb12-cloud-amd64",
+            "linux-image-6.12.117+deb12-cloud",
+        ];
+        assert_eq!(
+            names.into_iter().max_by_key(|name| numbers(name)),
+            Some(names[1])
+        );
     }
 
     #[test]

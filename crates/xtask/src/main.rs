@@ -1,4 +1,12 @@
 //! The project's tasks, run as `cargo xtask`.
+//!
+//! ```text
+//!   demo ──┬─▶ lab ──┬─▶ daemon ─────────────────────┐
+//!   test ──┴▶ suite ─┤                                ├─▶ process, wait
+//!                    ├─▶ guest ─▶ qemu ─▶ qmp ────────┘
+//!                    ├─▶ hybrid (the host's sockets)
+//!                    └─▶ kernel, initramfs ─▶ apt, cpio
+//! ```
 
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
 
@@ -6,44 +14,140 @@ mod accel;
 mod apt;
 mod cpio;
 mod daemon;
+mod demo;
 mod guest;
 mod hybrid;
 mod initramfs;
 mod kernel;
+mod lab;
 mod process;
 mod progress;
 mod project;
 mod qemu;
 mod qmp;
+mod suite;
+mod test;
 mod wait;
 
-use anyhow::Result;
+use std::process::ExitCode;
 
-fn main() -> Result<()> {
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::apt::Tool;
+use crate::kernel::Series;
+use crate::test::Selection;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The project's tasks")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Boots a guest and shows how it and its host talk to each other.
+    Demo {
+        /// Leaves guest and daemon running, with commands to play with them.
+        #[arg(long)]
+        keep: bool,
+        /// The guest's kernel.
+        #[arg(long, value_enum, default_value = "6.1")]
+        kernel: Series,
+    },
+    /// Runs every check and test, with real guests at the end.
+    Test {
+        /// Leaves the real guests out.
+        #[arg(long, conflicts_with = "only_guests")]
+        skip_guests: bool,
+        /// Runs nothing but the real guests.
+        #[arg(long)]
+        only_guests: bool,
+        /// Takes one kernel only for the real guests.
+        #[arg(long, value_enum)]
+        kernel: Option<Series>,
+        /// Runs only the cases with real guests whose name contains this.
+        #[arg(
+            long,
+            value_name = "NAME",
+            default_value = "",
+            hide_default_value = true
+        )]
+        filter: String,
+    },
+}
+
+/// What guests need that cargo doesn't bring.
+const TOOLS: [Tool; 7] = [
+    Tool {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+    },
+    Tool {
+        program: "busybox",
+        package: "busybox-static",
+    },
+    Tool {
+        program: "socat",
+        package: "socat",
+    },
+    Tool {
+        program: "ncat",
+        package: "ncat",
+    },
+    Tool {
+        program: "zstd",
+        package: "zstd",
+    },
+    Tool {
+        program: "lz4",
+        package: "lz4",
+    },
+    Tool {
+        program: "xz",
+        package: "xz-utils",
+    },
+];
+
+fn main() -> ExitCode {
+    let Arguments { task } = Arguments::parse();
     progress::elapsed();
-    process::clean_up_on_signals()?;
-    apt::provide(&[apt::Tool { program: "socat", package: "socat" }])?;
-    for series in kernel::Series::ALL {
-        let kernel = kernel::Kernel::obtain(series)?;
-        progress::say(format!("{kernel:?}"));
-        let initramfs = initramfs::build(&kernel)?;
-        progress::say("initramfs built");
-        let accel = accel::choose(&kernel.image, &initramfs)?;
-        progress::say(format!("{accel:?}"));
-        let scratch = process::Scratch::new()?;
-        let machine = qemu::Machine {
-            kernel: kernel.image,
-            initramfs,
-            accel,
-            vhost_socket: None,
-            directory: scratch.path().to_owned(),
-        };
-        let mut guest = guest::Guest::boot(machine, guest::BOOT_DEADLINE)?;
-        progress::say(format!("booted {}", guest.kernel));
-        println!("{}", guest.run(&["sh", "-c", "ls /bin | wc -l; socat -V | head -3; dmesg | tail -3; lsmod; ncat --version"])?.success()?);
-        guest.qemu.execute("system_reset")?;
-        guest.await_ready(guest::BOOT_DEADLINE)?;
-        progress::say("and again");
+    match perform(task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    Ok(())
+}
+
+fn perform(task: Task) -> Result<()> {
+    process::clean_up_on_signals()?;
+    match task {
+        Task::Demo { keep, kernel } => {
+            apt::provide(&TOOLS)?;
+            demo::run(kernel, keep)
+        }
+        Task::Test {
+            skip_guests,
+            only_guests,
+            kernel,
+            filter,
+        } => {
+            let kernels = match (skip_guests, kernel) {
+                (true, _) => Vec::new(),
+                (false, Some(kernel)) => vec![kernel],
+                (false, None) => Series::ALL.to_vec(),
+            };
+            if !kernels.is_empty() {
+                apt::provide(&TOOLS)?;
+            }
+            test::run_all(&Selection {
+                without_guests: !only_guests,
+                kernels,
+                filter,
+            })
+        }
+    }
 }

@@ -20,14 +20,19 @@ use tempfile::TempDir;
 
 use crate::wait;
 
+/// One run of cargo takes no longer than this on a slow machine.
+pub(crate) const CARGO_DEADLINE: Duration = Duration::from_secs(20 * 60);
+
 /// What a signal must not leave behind.
 struct Register {
     children: Vec<Pid>,
     directories: Vec<PathBuf>,
 }
 
-static REGISTER: Mutex<Register> =
-    Mutex::new(Register { children: Vec::new(), directories: Vec::new() });
+static REGISTER: Mutex<Register> = Mutex::new(Register {
+    children: Vec::new(),
+    directories: Vec::new(),
+});
 
 fn register() -> MutexGuard<'static, Register> {
     REGISTER.lock().unwrap_or_else(PoisonError::into_inner)
@@ -58,7 +63,8 @@ pub(crate) fn clean_up_on_signals() -> Result<()> {
 pub(crate) struct Running {
     name: String,
     child: Child,
-    log: PathBuf,
+    /// Where its output is, if not on ours.
+    log: Option<PathBuf>,
 }
 
 impl Running {
@@ -66,20 +72,46 @@ impl Running {
     pub(crate) fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let output = File::create(log).with_context(|| format!("create {}", log.display()))?;
         // A process group of its own: Ctrl-C is for us, who end it in order.
-        command.stdin(Stdio::null()).stderr(output.try_clone()?).stdout(output).process_group(0);
+        command
+            .stdin(Stdio::null())
+            .stderr(output.try_clone()?)
+            .stdout(output)
+            .process_group(0);
+        Self::spawn(name, command, Some(log.to_owned()))
+    }
+
+    fn spawn(name: &str, command: &mut Command, log: Option<PathBuf>) -> Result<Self> {
         let mut register = register();
-        let child = command.spawn().with_context(|| format!("start {name}: {command:?}"))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("start {name}: {command:?}"))?;
         register.children.push(pid(&child));
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log,
+        })
     }
 
     /// Fails, with the end of its log, if the process is no longer there.
     pub(crate) fn check(&mut self) -> Result<()> {
         if let Some(status) = self.ended()? {
-            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let log = self
+                .log
+                .as_ref()
+                .and_then(|log| fs::read_to_string(log).ok());
+            let log = log.unwrap_or_default();
             bail!("{} has ended with {status}:\n{}", self.name, log.trim_end());
         }
         Ok(())
+    }
+
+    /// How many descriptors the process has open.
+    pub(crate) fn descriptors(&self) -> Result<usize> {
+        let path = format!("/proc/{}/fd", self.child.id());
+        Ok(fs::read_dir(&path)
+            .with_context(|| format!("list {path}"))?
+            .count())
     }
 
     /// Asks the process to end, and waits for it.
@@ -92,12 +124,17 @@ impl Running {
 
     /// Ends the process at once.
     pub(crate) fn kill(mut self) -> Result<()> {
-        self.child.kill().with_context(|| format!("kill {}", self.name))
+        self.child
+            .kill()
+            .with_context(|| format!("kill {}", self.name))
     }
 
     fn ended(&mut self) -> Result<Option<ExitStatus>> {
         let mut register = register();
-        let ended = self.child.try_wait().with_context(|| format!("wait for {}", self.name))?;
+        let ended = self
+            .child
+            .try_wait()
+            .with_context(|| format!("wait for {}", self.name))?;
         if ended.is_some() {
             forget(&mut register, &self.child);
         }
@@ -152,29 +189,15 @@ impl Drop for Scratch {
     }
 }
 
-/// Runs a program to its end with its output on ours.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let mut register_guard = register();
-    let child = command.spawn().with_context(|| format!("start {command:?}"))?;
-    register_guard.children.push(pid(&child));
-    drop(register_guard);
-    let status = wait_for(child)?;
+/// Runs a program to its end, its output on ours.
+pub(crate) fn run(command: &mut Command, deadline: Duration) -> Result<()> {
+    let mut running = Running::spawn(&format!("{command:?}"), command, None)?;
+    let what = format!("{} to end", running.name);
+    let status = wait::until(&what, deadline, || running.ended())?;
     if !status.success() {
         bail!("{command:?} ended with {status}");
     }
     Ok(())
-}
-
-fn wait_for(mut child: Child) -> Result<ExitStatus> {
-    loop {
-        let mut register = register();
-        if let Some(status) = child.try_wait()? {
-            forget(&mut register, &child);
-            return Ok(status);
-        }
-        drop(register);
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Runs a program to its end and returns what it printed; its complaints are shown only
@@ -186,7 +209,11 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
         .with_context(|| format!("start {:?}", command.get_program()))?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!("{command:?} ended with {}:\n{}", output.status, complaint.trim_end());
+        bail!(
+            "{command:?} ended with {}:\n{}",
+            output.status,
+            complaint.trim_end()
+        );
     }
     Ok(output.stdout)
 }

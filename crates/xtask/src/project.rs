@@ -7,7 +7,11 @@ use std::process::Command;
 /// The workspace's root.
 pub(crate) fn root() -> PathBuf {
     // This crate lies two directories below the root.
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(".")).into()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .unwrap_or(Path::new("."))
+        .into()
 }
 
 /// Where cargo puts what it builds.

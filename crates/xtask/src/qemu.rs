@@ -70,11 +70,20 @@ impl Qemu {
     pub(crate) fn start(machine: &Machine) -> Result<(Self, UnixStream)> {
         let control = listen(&machine.directory.join("control.sock"))?;
         let monitor = listen(&machine.directory.join("qmp.sock"))?;
-        let mut process =
-            Running::start("QEMU", &mut command(machine), &machine.directory.join("qemu.log"))?;
+        let mut process = Running::start(
+            "QEMU",
+            &mut command(machine),
+            &machine.directory.join("qemu.log"),
+        )?;
         let monitor = accept(&monitor, "QEMU's monitor", &mut process)?;
         let control = accept(&control, "the guest's control port", &mut process)?;
-        Ok((Self { process, qmp: Qmp::new(monitor)? }, control))
+        Ok((
+            Self {
+                process,
+                qmp: Qmp::new(monitor)?,
+            },
+            control,
+        ))
     }
 
     /// Has QEMU carry out a QMP command, such as `system_reset`.
@@ -99,22 +108,52 @@ pub(crate) fn console(directory: &Path) -> PathBuf {
 }
 
 fn command(machine: &Machine) -> Command {
-    let Machine { kernel, initramfs, accel, vhost_socket, directory } = machine;
+    let Machine {
+        kernel,
+        initramfs,
+        accel,
+        vhost_socket,
+        directory,
+    } = machine;
     let path = |name: &str| directory.join(name).display().to_string();
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-smp", "2"]);
+    command.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-smp",
+        "2",
+    ]);
     command.args(accel.arguments());
     command.args(["-m", MEMORY, "-machine", "q35,memory-backend=mem0"]);
-    command.arg("-object").arg(format!("memory-backend-memfd,id=mem0,size={MEMORY},share=on"));
-    command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
-    command.args(["-append", "console=ttyS0 panic=0 mitigations=off random.trust_cpu=on"]);
-    command.arg("-serial").arg(format!("file:{}", console(directory).display()));
-    command.arg("-chardev").arg(format!("socket,id=control,path={}", path("control.sock")));
+    command.arg("-object").arg(format!(
+        "memory-backend-memfd,id=mem0,size={MEMORY},share=on"
+    ));
+    command
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs);
+    command.args([
+        "-append",
+        "console=ttyS0 panic=0 mitigations=off random.trust_cpu=on",
+    ]);
+    command
+        .arg("-serial")
+        .arg(format!("file:{}", console(directory).display()));
+    command
+        .arg("-chardev")
+        .arg(format!("socket,id=control,path={}", path("control.sock")));
     command.args(["-serial", "chardev:control"]);
-    command.arg("-chardev").arg(format!("socket,id=qmp,path={}", path("qmp.sock")));
+    command
+        .arg("-chardev")
+        .arg(format!("socket,id=qmp,path={}", path("qmp.sock")));
     command.args(["-mon", "chardev=qmp,mode=control"]);
     if let Some(socket) = vhost_socket {
-        command.arg("-chardev").arg(format!("socket,id=vsock,path={}", socket.display()));
+        command
+            .arg("-chardev")
+            .arg(format!("socket,id=vsock,path={}", socket.display()));
         command.args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
     }
     command

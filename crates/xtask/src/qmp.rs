@@ -19,8 +19,12 @@ pub(crate) struct Qmp {
 impl Qmp {
     /// Takes the connection that QEMU has made, and agrees with it.
     pub(crate) fn new(stream: UnixStream) -> Result<Self> {
-        stream.set_read_timeout(Some(DEADLINE)).context("set QMP's deadline")?;
-        let mut qmp = Self { reader: BufReader::new(stream) };
+        stream
+            .set_read_timeout(Some(DEADLINE))
+            .context("set QMP's deadline")?;
+        let mut qmp = Self {
+            reader: BufReader::new(stream),
+        };
         let _greeting = qmp.read().context("read QMP's greeting")?;
         qmp.execute("qmp_capabilities")?;
         Ok(qmp)
@@ -34,7 +38,9 @@ impl Qmp {
             .write_all(line.as_bytes())
             .with_context(|| format!("send {command} to QEMU"))?;
         loop {
-            let answer = self.read().with_context(|| format!("await QEMU's answer to {command}"))?;
+            let answer = self
+                .read()
+                .with_context(|| format!("await QEMU's answer to {command}"))?;
             if let Some(error) = answer.get("error") {
                 bail!("QEMU refuses {command}: {error}");
             }

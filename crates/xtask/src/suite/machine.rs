@@ -1,0 +1,247 @@
+//! What happens to the machine: paused, reset, killed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use guest_agent::protocol::Endpoint;
+use guest_agent::script::{Connected, Receive, Report, Send, Step, milliseconds, run_all};
+
+use super::bulk::{Direction, Transfer};
+use super::{Case, Passed};
+use crate::guest::{BOOT_DEADLINE, Ongoing};
+use crate::hybrid::{self, Listener};
+use crate::lab::{HOST_CID, Initiator, Lab};
+
+/// How soon the host's end of a connection has to end with its guest.
+const END_DEADLINE: Duration = Duration::from_millis(100);
+/// How soon after its last connection a daemon has let everything go: a guest's close
+/// waits 8 s for an answer.
+const IDLE_DEADLINE: Duration = Duration::from_secs(15);
+/// How soon the daemon has ended after SIGTERM.
+const TERMINATE_DEADLINE: Duration = Duration::from_secs(5);
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        Case::new("connections survive stop and cont", stop_and_cont),
+        Case::new(
+            "closed connections leave no descriptor behind",
+            no_descriptor_left,
+        ),
+        Case::new(
+            "a guest's reset ends its connections; it works again",
+            reset,
+        ),
+        Case::destructive(
+            "a killed guest's connections end; the next one works",
+            killed,
+        ),
+        Case::destructive("SIGTERM ends the daemon in order", terminated),
+    ]
+}
+
+/// A connection in mid-transfer is paused with the machine, and goes on with it.
+fn stop_and_cont(lab: &mut Lab) -> Result<String> {
+    const HALF: u64 = 2_000_000;
+    let port = lab.port();
+    let listener = Listener::bind(&lab.vm.uds, port)?;
+    let guest = vec![Step::Echo];
+    let ongoing = lab.guest.converse(
+        Endpoint::Connect {
+            cid: HOST_CID,
+            port,
+        },
+        1,
+        guest,
+    )?;
+    let connected = listener
+        .accept()
+        .map_err(|failure| anyhow::anyhow!(failure.why))?;
+    let held = connected
+        .socket
+        .try_clone()
+        .context("hold the connection")?;
+
+    lab.guest.qemu.execute("stop")?;
+    let sending = std::thread::spawn(move || {
+        let exchange = Step::Exchange(Send::new(HALF, 1), Receive::new(HALF, 1));
+        run_all(
+            vec![Ok(connected)],
+            &[exchange, Step::FinishSending, Step::ExpectEnd],
+        )
+        .remove(0)
+    });
+    ensure!(still_open(&held)?, "stop ended the connection");
+    lab.guest.qemu.execute("cont")?;
+    let host = sending.join().unwrap_or_default();
+    succeeded(&host).context("host")?;
+    succeeded(&ongoing.reports()?[0]).context("guest")?;
+    Ok(String::new())
+}
+
+/// Whether a connection is there for some while.
+fn still_open(socket: &socket2::Socket) -> Result<bool> {
+    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let mut byte = [std::mem::MaybeUninit::uninit()];
+    match socket.peek(&mut byte) {
+        Ok(0) => Ok(false),
+        Ok(_) => Ok(true),
+        Err(error) => Ok(error.kind() == std::io::ErrorKind::WouldBlock),
+    }
+}
+
+/// When all is quiet, the daemon has as many descriptors as when the guest had booted,
+/// whatever went over it since.
+fn no_descriptor_left(lab: &mut Lab) -> Result<String> {
+    let before = lab.idle_descriptors;
+    for initiator in Initiator::BOTH {
+        for direction in Direction::BOTH {
+            let transfer = Transfer {
+                initiator,
+                direction,
+                bytes: 1 << 20,
+                write_size: 4 << 10,
+            };
+            transfer.transfer(lab)?;
+        }
+    }
+    let what = format!("the daemon to be back at {before} descriptors");
+    crate::wait::until(&what, IDLE_DEADLINE, || {
+        Ok((lab.daemon.descriptors()? <= before).then_some(()))
+    })?;
+    Ok(String::new())
+}
+
+fn reset(lab: &mut Lab) -> Result<String> {
+    let held = Held::open(lab)?;
+    lab.guest.qemu.execute("system_reset")?;
+    lab.guest.await_ready(BOOT_DEADLINE)?;
+    // QEMU tells of a reset by starting the rings anew, when the guest's driver does.
+    held.end_by(Instant::now() + END_DEADLINE)
+        .context("after the guest has booted again")?;
+    works_both_ways(lab)?;
+    Ok(String::new())
+}
+
+fn killed(mut lab: Lab) -> Result<Passed> {
+    let held = Held::open(&mut lab)?;
+    let start = Instant::now();
+    let guestless = lab.kill_guest()?;
+    held.end_by(start + END_DEADLINE)
+        .context("after QEMU was killed")?;
+    let took = milliseconds(start.elapsed());
+    let mut lab = guestless
+        .boot()
+        .context("boot the next guest on the same socket")?;
+    works_both_ways(&mut lab)?;
+    Ok(Passed {
+        lab: Some(lab),
+        note: format!("{took:.1} ms"),
+    })
+}
+
+/// With a guest connected and connections open, the daemon ends with success and takes
+/// its sockets along.
+fn terminated(mut lab: Lab) -> Result<Passed> {
+    let held = Held::open(&mut lab)?;
+    let sockets = [lab.vm.socket.clone(), lab.vm.uds.clone()];
+    let status = lab.terminate_daemon(TERMINATE_DEADLINE)?;
+    ensure!(status.success(), "the daemon ended with {status}");
+    held.end_by(Instant::now() + END_DEADLINE)
+        .context("after the daemon's end")?;
+    for socket in sockets {
+        ensure!(!socket.exists(), "{} is still there", socket.display());
+    }
+    Ok(Passed {
+        lab: None,
+        note: String::new(),
+    })
+}
+
+/// The host's ends of two idle connections, one of each initiator.
+struct Held {
+    sockets: Vec<socket2::Socket>,
+    /// The guest's ends; nobody waits for them.
+    _ongoing: Vec<Ongoing>,
+}
+
+impl Held {
+    fn open(lab: &mut Lab) -> Result<Self> {
+        let script = vec![Step::Send(Send::new(1, 5)), Step::ExpectEnd];
+        let port = lab.port();
+        let listener = Listener::bind(&lab.vm.uds, port)?;
+        let endpoint = Endpoint::Connect {
+            cid: HOST_CID,
+            port,
+        };
+        let from_guest = lab.guest.converse(endpoint, 1, script.clone())?;
+        let accepted = listener
+            .accept()
+            .map_err(|failure| anyhow::anyhow!(failure.why))?;
+
+        let port = lab.port();
+        let to_guest = lab.guest.converse(Endpoint::Listen { port }, 1, script)?;
+        let dialled = hybrid::dial(&lab.vm.uds, port)?.context("CONNECT was refused")?;
+
+        let mut sockets = Vec::new();
+        for Connected { socket, .. } in [accepted, dialled] {
+            // The first byte shows that the connection is whole.
+            let (first, after) = (socket.try_clone()?, Duration::ZERO);
+            let receive = [Step::Receive(Receive::new(1, 5))];
+            let report = run_all(
+                vec![Ok(Connected {
+                    socket: first,
+                    after,
+                })],
+                &receive,
+            )
+            .remove(0);
+            succeeded(&report)?;
+            sockets.push(socket);
+        }
+        Ok(Self {
+            sockets,
+            _ongoing: vec![from_guest, to_guest],
+        })
+    }
+
+    /// Waits for the end of both connections.
+    fn end_by(&self, deadline: Instant) -> Result<()> {
+        for (socket, initiator) in self.sockets.iter().zip(Initiator::BOTH) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            let mut byte = [std::mem::MaybeUninit::uninit()];
+            let whose = initiator.connects();
+            match socket.recv(&mut byte) {
+                Ok(0) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+                Ok(_) => bail!("data came instead of the end ({whose})"),
+                Err(_) => bail!("the host's end did not end within {END_DEADLINE:?} ({whose})"),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn works_both_ways(lab: &mut Lab) -> Result<()> {
+    for initiator in Initiator::BOTH {
+        for direction in Direction::BOTH {
+            let transfer = Transfer {
+                initiator,
+                direction,
+                bytes: 1 << 20,
+                write_size: 64 << 10,
+            };
+            transfer
+                .transfer(lab)
+                .with_context(|| initiator.connects())?;
+        }
+    }
+    Ok(())
+}
+
+fn succeeded(report: &Report) -> Result<()> {
+    match &report.failure {
+        Some(failure) => bail!("{}", failure.why),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,100 @@
+//! What cannot be connected is refused at once: nobody waits for a timeout.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use guest_agent::protocol::Endpoint;
+use guest_agent::script::{Failure, milliseconds};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::Case;
+use crate::hybrid;
+use crate::lab::{HOST_CID, Lab};
+
+/// A refusal that takes longer isn't one.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        Case::new("refuses a guest at once: no socket on the host", |lab| {
+            let port = lab.port();
+            guest_is_refused(lab, port)
+        }),
+        Case::new(
+            "refuses a guest at once: a dead socket on the host",
+            dead_socket,
+        ),
+        Case::new(
+            "refuses a guest at once: a full backlog on the host",
+            full_backlog,
+        ),
+        Case::new(
+            "refuses the host at once: no listener in the guest",
+            no_listener_in_guest,
+        ),
+    ]
+}
+
+fn dead_socket(lab: &mut Lab) -> Result<String> {
+    let port = lab.port();
+    let path = hybrid::port_path(&lab.vm.uds, port);
+    // The socket closes at once; its file stays.
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(&path)?)?;
+    drop(socket);
+    guest_is_refused(lab, port)
+}
+
+fn full_backlog(lab: &mut Lab) -> Result<String> {
+    let port = lab.port();
+    let address = SockAddr::unix(hybrid::port_path(&lab.vm.uds, port))?;
+    let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    listener.bind(&address)?;
+    listener.listen(0)?;
+    let mut waiting = Vec::new();
+    loop {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        if socket.connect(&address).is_err() {
+            break;
+        }
+        waiting.push(socket);
+    }
+    guest_is_refused(lab, port)
+}
+
+fn guest_is_refused(lab: &mut Lab, port: u32) -> Result<String> {
+    const ECONNRESET: i32 = rustix::io::Errno::CONNRESET.raw_os_error();
+    let endpoint = Endpoint::Connect {
+        cid: HOST_CID,
+        port,
+    };
+    let reports = lab.guest.converse(endpoint, 1, Vec::new())?.reports()?;
+    match &reports[0].failure {
+        Some(Failure {
+            errno: Some(ECONNRESET),
+            after_ms,
+            ..
+        }) => at_once(*after_ms),
+        Some(failure) => bail!("not refused, but: {failure:?}"),
+        None => bail!("the connection was not refused"),
+    }
+}
+
+fn no_listener_in_guest(lab: &mut Lab) -> Result<String> {
+    let port = lab.port();
+    let start = Instant::now();
+    let refused = hybrid::dial(&lab.vm.uds, port)
+        .context("await the refusal")?
+        .is_none();
+    ensure!(refused, "the connection was not refused");
+    at_once(milliseconds(start.elapsed()))
+}
+
+fn at_once(ms: f64) -> Result<String> {
+    ensure!(
+        ms < milliseconds(AT_ONCE),
+        "it took {ms:.1} ms, more than {AT_ONCE:?}"
+    );
+    Ok(format!("{ms:.1} ms"))
+}
