@@ -15,6 +15,10 @@ use thiserror::Error;
 /// differences between kernels.
 const PACKET_COST: u32 = 1024;
 
+/// The most packets a guest may hold unread, whatever its `buf_alloc`: what is
+/// remembered of each is bounded with them.
+const MAX_PACKETS: u32 = 4096;
+
 /// How much the guest lets the host send.
 #[derive(Debug)]
 pub(crate) struct GuestCredit {
@@ -76,7 +80,7 @@ impl GuestCredit {
     }
 
     fn max_packets(&self) -> usize {
-        (self.buf_alloc / PACKET_COST).max(1) as usize
+        (self.buf_alloc / PACKET_COST).clamp(1, MAX_PACKETS) as usize
     }
 
     /// Counts a packet that goes to the guest.

@@ -24,8 +24,8 @@ use crate::{HEADER_LEN, Op, RawHeader};
 /// A contiguous piece of guest memory.
 pub type Piece<'m, M> = VolatileSlice<'m, BS<'m, <M as GuestMemory>::Bitmap>>;
 
-/// The most descriptors a chain may have, and the most pieces one packet adds: the
-/// largest queue that is served (§2.7.5.3.1: no chain is longer than its queue).
+/// The most descriptors that are looked at in a chain: the length of the largest queue
+/// that is served (§2.7.5.3.1: no chain is longer than its queue).
 pub const MAX_DESCRIPTORS: usize = 1024;
 
 /// What is wrong with a chain.

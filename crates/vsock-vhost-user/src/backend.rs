@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
+use vhost::vhost_user::Backend as FrontendChannel;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::{virtio_config, virtio_ring};
@@ -35,6 +36,9 @@ pub(crate) struct Backend {
     queue_size: u16,
     /// The exit event's descriptor, which the crate is given and never closes.
     exit_fd: Mutex<Option<RawFd>>,
+    /// The way to ask the frontend for something. Nothing is asked, but a frontend takes
+    /// its closing for a fault.
+    channel: Mutex<Option<FrontendChannel>>,
 }
 
 impl Backend {
@@ -111,6 +115,10 @@ impl VhostUserBackend for Backend {
     fn update_memory(&self, _memory: SharedMemory) -> io::Result<()> {
         // Each pass takes its own view of the memory.
         Ok(())
+    }
+
+    fn set_backend_req_fd(&self, channel: FrontendChannel) {
+        *lock(&self.channel) = Some(channel);
     }
 
     fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {

@@ -174,7 +174,7 @@ impl HostEnd {
             && !self.buffer.is_empty()
         {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match rustix::net::send(socket, self.buffer.bytes(), flags) {
+            match rustix::net::send(socket, self.buffer.front(), flags) {
                 Ok(written) => {
                     self.buffer.consume(written);
                     done += written;

@@ -41,7 +41,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// Listens at a path that is free or holds a dead socket. Only the owner may connect.
 pub(crate) fn listen(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
     remove_dead(path)?;
-    let socket = stream_socket(SocketFlags::CLOEXEC)?;
+    let socket = unix_socket(SocketType::STREAM)?;
     // Before it is bound, so that nobody else can connect in between.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
@@ -64,7 +64,8 @@ fn remove_dead(path: &Path) -> io::Result<()> {
         let what = "there is something other than a socket";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
     }
-    let probe = stream_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    // A datagram socket, so that whoever is alive there never sees a client.
+    let probe = unix_socket(SocketType::DGRAM)?;
     match rustix::net::connect(&probe, &SocketAddrUnix::new(path)?) {
         Err(Errno::CONNREFUSED) => fs::remove_file(path),
         _ => Err(io::Error::new(
@@ -74,10 +75,11 @@ fn remove_dead(path: &Path) -> io::Result<()> {
     }
 }
 
-fn stream_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+fn unix_socket(socket_type: SocketType) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC;
     Ok(rustix::net::socket_with(
         AddressFamily::UNIX,
-        SocketType::STREAM,
+        socket_type,
         flags,
         None,
     )?)
