@@ -47,7 +47,8 @@ impl Backend {
             worker,
             config,
             queue_size,
-            exit_fd: Mutex::new(None),
+            exit_fd: Mutex::default(),
+            channel: Mutex::default(),
         }
     }
 

@@ -108,7 +108,10 @@ impl Transport for FrontendTransport {
     }
 
     fn queue_unset(&mut self, queue: u16) {
-        let ring = self.rings.get_mut(usize::from(queue)).and_then(Option::take);
+        let ring = self
+            .rings
+            .get_mut(usize::from(queue))
+            .and_then(Option::take);
         if ring.is_some() && self.status.contains(DeviceStatus::DRIVER_OK) {
             self.vhost_user.stop_ring(queue.into()).unwrap();
         }
