@@ -412,7 +412,7 @@ impl Connection {
         let len = wire_len(len);
         self.guest_credit.sent(len);
         self.blocked = Blocked::No;
-        if self.guest_credit.half_of_packets_unread() && !self.asked_for_packets {
+        if self.guest_credit.news_are_due() && !self.asked_for_packets {
             self.asked_for_packets = true;
             self.pending |= Pending::CREDIT_REQUEST;
         }

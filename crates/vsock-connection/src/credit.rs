@@ -3,21 +3,10 @@
 //! All counters count payload bytes and wrap. The credit itself saturates: a peer that
 //! shrinks its `buf_alloc` below what is in flight leaves no credit, not 4 GiB of it.
 
-use std::collections::VecDeque;
 use std::num::Wrapping;
 
 use thiserror::Error;
-
-/// What a guest is thought to spend on one packet it has not read, in bytes.
-///
-/// Linux from 6.12.92 resets a stream when its unread packets, at about 576 bytes each,
-/// exceed `buf_alloc`, however little they carry. Twice that leaves room for the
-/// differences between kernels.
-const PACKET_COST: u32 = 1024;
-
-/// The most packets a guest may hold unread, whatever its `buf_alloc`: what is
-/// remembered of each is bounded with them.
-const MAX_PACKETS: u32 = 4096;
+use vsock_packet::UnreadPackets;
 
 /// How much the guest lets the host send.
 #[derive(Debug)]
@@ -25,8 +14,7 @@ pub(crate) struct GuestCredit {
     buf_alloc: u32,
     fwd_cnt: Wrapping<u32>,
     tx_cnt: Wrapping<u32>,
-    /// `tx_cnt` behind each packet that the guest has not forwarded yet.
-    unread: VecDeque<Wrapping<u32>>,
+    unread: UnreadPackets,
 }
 
 impl GuestCredit {
@@ -35,7 +23,7 @@ impl GuestCredit {
             buf_alloc,
             fwd_cnt: Wrapping(fwd_cnt),
             tx_cnt: Wrapping(0),
-            unread: VecDeque::new(),
+            unread: UnreadPackets::default(),
         }
     }
 
@@ -46,20 +34,8 @@ impl GuestCredit {
     /// Takes over what the guest says in a header.
     pub(crate) fn update(&mut self, buf_alloc: u32, fwd_cnt: u32) {
         self.buf_alloc = buf_alloc;
-        if self.fwd_cnt.0 == fwd_cnt {
-            return;
-        }
         self.fwd_cnt = Wrapping(fwd_cnt);
-        while self
-            .unread
-            .front()
-            .is_some_and(|end| is_forwarded(*end, self.fwd_cnt))
-        {
-            self.unread.pop_front();
-        }
-        if self.unread.is_empty() {
-            self.unread = VecDeque::new();
-        }
+        self.unread.forwarded(fwd_cnt);
     }
 
     /// Bytes that may be sent now.
@@ -70,29 +46,19 @@ impl GuestCredit {
 
     /// Packets that may be sent now.
     pub(crate) fn packets(&self) -> usize {
-        self.max_packets().saturating_sub(self.unread.len())
+        self.unread.room(self.buf_alloc)
     }
 
-    /// Whether at least half of the packets the guest can hold are unread: time to ask
-    /// for news, since a guest tells them by bytes only.
-    pub(crate) fn half_of_packets_unread(&self) -> bool {
-        2 * self.unread.len() >= self.max_packets()
-    }
-
-    fn max_packets(&self) -> usize {
-        (self.buf_alloc / PACKET_COST).clamp(1, MAX_PACKETS) as usize
+    /// Whether it is time to ask the guest for news.
+    pub(crate) fn news_are_due(&self) -> bool {
+        self.unread.is_half_full(self.buf_alloc)
     }
 
     /// Counts a packet that goes to the guest.
     pub(crate) fn sent(&mut self, len: u32) {
         self.tx_cnt += len;
-        self.unread.push_back(self.tx_cnt);
+        self.unread.push(self.tx_cnt.0);
     }
-}
-
-/// Whether `fwd_cnt` has reached `end`, with both wrapping.
-fn is_forwarded(end: Wrapping<u32>, fwd_cnt: Wrapping<u32>) -> bool {
-    (fwd_cnt - end).0 < 1 << 31
 }
 
 /// The guest sent more than it was allowed to.
@@ -189,26 +155,6 @@ mod tests {
     }
 
     #[test]
-    fn bounds_the_packets_a_guest_holds_unread() {
-        let mut credit = GuestCredit::new(256 * 1024, 0);
-        for _ in 0..256 {
-            assert!(credit.packets() > 0);
-            credit.sent(1);
-        }
-        assert_eq!(credit.packets(), 0);
-        credit.update(256 * 1024, 100);
-        assert_eq!(credit.packets(), 100);
-    }
-
-    #[test]
-    fn the_smallest_window_still_lets_one_packet_out() {
-        let mut credit = GuestCredit::new(10, 0);
-        assert_eq!(credit.packets(), 1);
-        credit.sent(10);
-        assert_eq!(credit.packets(), 0);
-    }
-
-    #[test]
     fn refuses_a_credit_violation() {
         let mut credit = HostCredit::new(100);
         assert_eq!(credit.received(100), Ok(()));
@@ -262,7 +208,7 @@ mod tests {
                 prop_assert_eq!(u64::from(credit.bytes()), u64::from(window) - (sent - read));
             }
             credit.update(window, start.wrapping_add(sent as u32));
-            prop_assert!(credit.unread.is_empty());
+            prop_assert_eq!(credit.unread, UnreadPackets::default());
         }
     }
 }

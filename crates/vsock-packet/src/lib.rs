@@ -14,6 +14,8 @@
 //! * [`Header`] is the validated representation. Code that holds state sees only this.
 //! * [`chain`] finds the header and the payload of a packet in a descriptor chain of any
 //!   layout, as a list of pieces of guest memory, without copying the payload.
+//! * [`Payload`] is a cursor over payload that moves from guest to guest.
+//! * [`UnreadPackets`] bounds how many packets a guest is to hold.
 //! * [`Cid`], [`GuestCid`], [`PortNumber`] and [`VsockAddr`] name the ends.
 //! * [`Event`] and [`Config`] are the two other structures of the device.
 //!
@@ -31,6 +33,8 @@ mod event;
 mod features;
 mod header;
 mod op;
+mod payload;
+mod unread;
 
 pub use cid::{Cid, GuestCid, PortNumber, ReservedCid, VsockAddr};
 pub use config::Config;
@@ -38,6 +42,8 @@ pub use event::Event;
 pub use features::Features;
 pub use header::{Header, HeaderError, RawHeader};
 pub use op::{Op, RwFlags, ShutdownFlags, SocketType};
+pub use payload::Payload;
+pub use unread::UnreadPackets;
 
 /// Length of a packet's header in bytes (§5.10.6).
 pub const HEADER_LEN: usize = 44;
