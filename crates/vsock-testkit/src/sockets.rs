@@ -170,6 +170,7 @@ impl Sockets {
         if !(is_stream && self.listeners.contains_key(&port)) {
             self.outgoing
                 .extend(header.to_raw().rst().map(Outgoing::Raw));
+            self.refused += 1;
             return false;
         }
         let mut stream = Stream::new(header.dst, header.src, State::Established, rules.buf_alloc);

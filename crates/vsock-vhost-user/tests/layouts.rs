@@ -349,7 +349,7 @@ fn passes_over_rx_buffers_that_hold_no_packet() -> Result<(), Error> {
         match outcome {
             Ok(()) => assert_eq!(guest.read_to_end(stream)?, pattern(50_000)),
             // A buffer used with no header in it is what a driver takes for a fault.
-            Err(Error::Device(why)) => assert!(size < 44 && why.contains("0 bytes"), "{why}"),
+            Err(Error::Device(why)) => assert!(why.contains("with 0 bytes"), "{why}"),
             Err(error) => return Err(error),
         }
     }

@@ -236,14 +236,21 @@ fn the_hosts_close_ends_its_stream_with_nothing_lost() -> Result<(), Error> {
     let device = Device::start();
     let host = HostListener::bind(&device.uds(), 700)?;
     let mut guest = Unfamiliar::start(&device);
-    let peer = guest.connect(700, 50);
-    let mut end = host.accept()?;
-    end.write_all(&pattern(900))?;
-    drop(end);
     let gone = |event: &VsockEventType| matches!(event, VsockEventType::Disconnected { .. });
-    guest.wait_for("the stream's end", gone);
-    let mut buffer = [0; 1024];
-    assert_eq!(guest.0.recv(peer, 50, &mut buffer).unwrap(), 900);
-    assert!(buffer[..900] == pattern(900));
+    // What it has read before it learns of the end, and what it reads afterwards.
+    for (local, before, after) in [(50, 5_000, 0), (51, 0, 400), (52, 5_000, 400)] {
+        let peer = guest.connect(700, local);
+        let mut end = host.accept()?;
+        end.write_all(&pattern(before))?;
+        assert!(guest.receive(peer, local, before) == pattern(before));
+        end.write_all(&pattern(after))?;
+        drop(end);
+        guest.wait_for("the stream's end", gone);
+        let mut buffer = [0; 1024];
+        if after > 0 {
+            assert_eq!(guest.0.recv(peer, local, &mut buffer).unwrap(), after);
+        }
+        assert!(buffer[..after] == pattern(after));
+    }
     Ok(())
 }
