@@ -233,6 +233,33 @@ fn a_full_close_of_the_host_loses_nothing() -> Result<(), Error> {
 }
 
 #[test]
+fn a_close_behind_a_full_window_is_seen_once_the_guest_reads() -> Result<(), Error> {
+    for updates_unasked in [true, false] {
+        let behaviour = Behaviour {
+            updates_unasked,
+            ..Behaviour::linux()
+        };
+        let Pair {
+            alive: _alive,
+            mut guest,
+            stream,
+            mut end,
+        } = Pair::with(behaviour)?;
+        let bytes = pattern(256 << 10);
+        let rest = end.write_until_blocked(&bytes, Duration::from_millis(20))?;
+        guest.wait_until("the window to be full", |guest| {
+            guest.stream(stream).unread() == 256 << 10 || rest < bytes.len()
+        })?;
+        end.write_all(&bytes[rest..])?;
+        drop(end);
+        guest.pump(Duration::from_millis(20))?;
+        assert!(guest.read_to_end(stream)? == bytes);
+        guest.close(stream)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_close_is_answered_with_an_rst_at_once() -> Result<(), Error> {
     let Pair {
         alive: _alive,
