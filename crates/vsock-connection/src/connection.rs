@@ -19,7 +19,7 @@
 use std::time::{Duration, Instant};
 
 use bitflags::bitflags;
-use vsock_packet::{Header, Op, ShutdownFlags, VsockAddr};
+use vsock_packet::{CreditRequests, Header, Op, ShutdownFlags, VsockAddr};
 
 use crate::credit::{CreditViolation, GuestCredit, HostCredit};
 
@@ -30,20 +30,14 @@ pub struct Timeouts {
     pub request: Duration,
     /// For the RST that answers a full SHUTDOWN.
     pub shutdown: Duration,
-    /// For an answer to the first CREDIT_REQUEST; each later one waits twice as long.
-    pub credit: Duration,
-    /// The most a CREDIT_REQUEST waits for its answer.
-    pub max_credit: Duration,
 }
 
 impl Default for Timeouts {
-    /// 2 s and 8 s, as Linux has them for its own side; credit from 20 ms to 2 s.
+    /// 2 s and 8 s, as Linux has them for its own side.
     fn default() -> Self {
         Self {
             request: Duration::from_secs(2),
             shutdown: Duration::from_secs(8),
-            credit: Duration::from_millis(20),
-            max_credit: Duration::from_secs(2),
         }
     }
 }
@@ -104,21 +98,6 @@ bitflags! {
     }
 }
 
-/// Whether payload waits for credit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Blocked {
-    No,
-    /// A CREDIT_REQUEST is to go out; the next one waits so long after it.
-    Asking {
-        wait: Duration,
-    },
-    /// It went out, and is repeated then.
-    Waiting {
-        until: Instant,
-        wait: Duration,
-    },
-}
-
 /// A connection between a guest and the host.
 #[derive(Debug)]
 pub struct Connection {
@@ -131,7 +110,7 @@ pub struct Connection {
     shutdown_deadline: Option<Instant>,
     guest_credit: GuestCredit,
     host_credit: HostCredit,
-    blocked: Blocked,
+    credit_requests: CreditRequests,
     asked_for_packets: bool,
     timeouts: Timeouts,
 }
@@ -196,7 +175,7 @@ impl Connection {
             shutdown_deadline: None,
             guest_credit,
             host_credit: HostCredit::new(buf_alloc),
-            blocked: Blocked::No,
+            credit_requests: CreditRequests::default(),
             asked_for_packets: false,
             timeouts,
         }
@@ -283,7 +262,7 @@ impl Connection {
         self.state = State::Closed(cause);
         self.pending = pending;
         self.shutdown_deadline = None;
-        self.blocked = Blocked::No;
+        self.credit_requests.end();
         Received::Closed(cause)
     }
 
@@ -367,7 +346,7 @@ impl Connection {
         let mut header = self.header(op);
         match op {
             Op::Shutdown => header.flags = self.host_ended.bits(),
-            Op::CreditRequest => self.wait_for_credit(now),
+            Op::CreditRequest => self.credit_requests.sent(now),
             _ => (),
         }
         Some(header)
@@ -411,7 +390,7 @@ impl Connection {
     pub fn data_header(&mut self, len: usize) -> Header {
         let len = wire_len(len);
         self.guest_credit.sent(len);
-        self.blocked = Blocked::No;
+        self.credit_requests.end();
         if self.guest_credit.news_are_due() && !self.asked_for_packets {
             self.asked_for_packets = true;
             self.pending |= Pending::CREDIT_REQUEST;
@@ -426,53 +405,35 @@ impl Connection {
     /// again by the timer. More credit that is still too little asks no more, so two
     /// blocked ends do not keep each other busy.
     pub fn blocked(&mut self) {
-        if self.blocked == Blocked::No && self.may_send() {
-            self.ask_for_credit(self.timeouts.credit);
-        }
-    }
-
-    fn ask_for_credit(&mut self, wait: Duration) {
-        self.blocked = Blocked::Asking { wait };
-        self.pending |= Pending::CREDIT_REQUEST;
-    }
-
-    fn wait_for_credit(&mut self, now: Instant) {
-        if let Blocked::Asking { wait } = self.blocked {
-            self.blocked = Blocked::Waiting {
-                until: now + wait,
-                wait,
-            };
+        if self.may_send() && self.credit_requests.begin() {
+            self.pending |= Pending::CREDIT_REQUEST;
         }
     }
 
     /// When [`Self::handle_timeout`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        match (self.state, self.blocked) {
-            (State::Requested { deadline }, _) => Some(deadline),
-            (State::Established, Blocked::Waiting { until, .. }) => Some(
-                self.shutdown_deadline
-                    .map_or(until, |deadline| deadline.min(until)),
-            ),
-            (State::Established, _) => self.shutdown_deadline,
-            (State::Closed(_), _) => None,
+        match self.state {
+            State::Requested { deadline } => Some(deadline),
+            State::Established => [self.shutdown_deadline, self.credit_requests.deadline()]
+                .into_iter()
+                .flatten()
+                .min(),
+            State::Closed(_) => None,
         }
     }
 
     /// Does what is due by `now`. The connection may be closed afterwards.
     pub fn handle_timeout(&mut self, now: Instant) {
-        match (self.state, self.blocked) {
-            (State::Requested { deadline }, _) if deadline <= now => {
+        match self.state {
+            State::Requested { deadline } if deadline <= now => {
                 self.close(Cause::RequestTimeout, Pending::RST);
             }
-            (State::Established, _) if self.shutdown_deadline.is_some_and(|at| at <= now) => {
+            State::Established if self.shutdown_deadline.is_some_and(|at| at <= now) => {
                 self.close(Cause::ShutdownTimeout, Pending::RST);
             }
-            (State::Established, Blocked::Waiting { until, wait }) if until <= now => {
-                if self.may_send() {
-                    self.ask_for_credit((wait * 2).min(self.timeouts.max_credit));
-                } else {
-                    self.blocked = Blocked::No;
-                }
+            State::Established if !self.may_send() => self.credit_requests.end(),
+            State::Established if self.credit_requests.expire(now) => {
+                self.pending |= Pending::CREDIT_REQUEST;
             }
             _ => (),
         }
@@ -702,30 +663,23 @@ mod tests {
     }
 
     #[test]
-    fn asks_for_credit_once_and_then_by_the_timer_with_growing_waits() {
-        let mut now = Instant::now();
+    fn asks_for_credit_until_it_can_send() {
+        let now = Instant::now();
         let mut connection = established(now);
-        let header = connection.data_header(BUF as usize);
-        assert_eq!(header.len, BUF);
+        assert_eq!(connection.data_header(BUF as usize).len, BUF);
         connection.blocked();
         connection.blocked();
         assert_eq!(ops(&mut connection, now), [Op::CreditRequest]);
-
-        for wait in [20, 40, 80, 160, 320, 640, 1280, 2000, 2000] {
-            connection.receive(&from_guest(Op::CreditUpdate), now);
-            connection.blocked();
-            assert_eq!(
-                ops(&mut connection, now),
-                [],
-                "an update without room asks no more"
-            );
-            let deadline = connection.deadline().unwrap();
-            assert_eq!(deadline, now + Duration::from_millis(wait));
-            now = deadline;
-            connection.handle_timeout(now);
-            assert_eq!(ops(&mut connection, now), [Op::CreditRequest]);
-        }
-
+        connection.receive(&from_guest(Op::CreditUpdate), now);
+        connection.blocked();
+        assert_eq!(
+            ops(&mut connection, now),
+            [],
+            "an update without room asks no more"
+        );
+        let deadline = connection.deadline().unwrap();
+        connection.handle_timeout(deadline);
+        assert_eq!(ops(&mut connection, deadline), [Op::CreditRequest]);
         connection.receive(
             &Header {
                 fwd_cnt: BUF,

@@ -15,7 +15,8 @@
 //! * [`chain`] finds the header and the payload of a packet in a descriptor chain of any
 //!   layout, as a list of pieces of guest memory, without copying the payload.
 //! * [`Payload`] is a cursor over payload that moves from guest to guest.
-//! * [`UnreadPackets`] bounds how many packets a guest is to hold.
+//! * [`UnreadPackets`] bounds how many packets a guest is to hold, [`CreditRequests`]
+//!   says when to ask for news of them.
 //! * [`Cid`], [`GuestCid`], [`PortNumber`] and [`VsockAddr`] name the ends.
 //! * [`Event`] and [`Config`] are the two other structures of the device.
 //!
@@ -29,6 +30,7 @@
 pub mod chain;
 mod cid;
 mod config;
+mod credit_requests;
 mod event;
 mod features;
 mod header;
@@ -38,6 +40,7 @@ mod unread;
 
 pub use cid::{Cid, GuestCid, PortNumber, ReservedCid, VsockAddr};
 pub use config::Config;
+pub use credit_requests::CreditRequests;
 pub use event::Event;
 pub use features::Features;
 pub use header::{Header, HeaderError, RawHeader};
