@@ -8,7 +8,8 @@ use vsock_packet::{Cid, VsockAddr};
 use crate::sockets::Sockets;
 use crate::vhost_user::feature;
 use crate::{
-    Behaviour, Error, Memory, Packet, PacketRings, RxBuffers, Transport, VhostUser, queue,
+    Behaviour, Error, Memory, Packet, PacketRings, ProtocolFeatures, RxBuffers, Transport,
+    VhostUser, queue,
 };
 
 mod by_hand;
@@ -26,6 +27,8 @@ pub struct Setup {
     pub queue_size: u16,
     /// The virtio features it asks for, of [`feature`].
     pub features: u64,
+    /// The protocol features its frontend asks for.
+    pub protocol: ProtocolFeatures,
     /// What it receives into.
     pub rx: RxBuffers,
     /// How its sockets behave.
@@ -41,6 +44,7 @@ impl Default for Setup {
             queues: 2,
             queue_size: 128,
             features: feature::LINUX,
+            protocol: VhostUser::QEMU,
             rx: RxBuffers::default(),
             behaviour: Behaviour::linux(),
             patience: Duration::from_secs(10),

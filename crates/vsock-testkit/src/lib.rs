@@ -105,4 +105,4 @@ pub use ring::{Piece, RawDescriptor, Ring, Used};
 pub use sockets::StreamId;
 pub use stream::{State, Stream};
 pub use transport::{Plain, Transport};
-pub use vhost_user::{VhostUser, feature};
+pub use vhost_user::{ProtocolFeatures, VhostUser, feature};

@@ -2,12 +2,11 @@
 
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
-};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -49,19 +48,35 @@ struct Notifiers {
     call: EventFd,
 }
 
+/// Protocol features a frontend may ask for.
+pub use vhost::vhost_user::message::VhostUserProtocolFeatures as ProtocolFeatures;
+
 /// A connection to a vhost-user back end.
 pub struct VhostUser {
     frontend: Frontend,
     memory: Memory,
     offered: u64,
     negotiated: u64,
-    offered_protocol: VhostUserProtocolFeatures,
+    offered_protocol: ProtocolFeatures,
+    protocol: ProtocolFeatures,
+    /// The regions were told one by one.
+    slots_told: bool,
+    /// Our end of the channel on which the back end may ask for something.
+    _channel: Option<UnixStream>,
     guest_cid: u64,
     notifiers: Vec<Notifiers>,
     calls: Epoll,
 }
 
 impl VhostUser {
+    /// The protocol features QEMU asks for, of those a vsock device has use for.
+    pub const QEMU: ProtocolFeatures = ProtocolFeatures::MQ
+        .union(ProtocolFeatures::REPLY_ACK)
+        .union(ProtocolFeatures::BACKEND_REQ)
+        .union(ProtocolFeatures::CONFIG)
+        .union(ProtocolFeatures::RESET_DEVICE)
+        .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
     /// Connects, negotiates those of the `wanted` features the back end offers and reads
     /// the guest's CID. `memory` is shared when the rings start.
     ///
@@ -72,6 +87,7 @@ impl VhostUser {
         socket: &Path,
         queues: usize,
         wanted: u64,
+        wanted_protocol: ProtocolFeatures,
         memory: &Memory,
     ) -> Result<Self, Error> {
         let mut frontend = Frontend::connect(socket, queues as u64)
@@ -79,7 +95,11 @@ impl VhostUser {
         let offered = frontend
             .get_features()
             .map_err(Error::vhost_user("GET_FEATURES"))?;
-        let offered_protocol = negotiate_protocol(&mut frontend)?;
+        let offered_protocol = frontend
+            .get_protocol_features()
+            .map_err(Error::vhost_user("GET_PROTOCOL_FEATURES"))?;
+        let protocol = offered_protocol & wanted_protocol;
+        let channel = set_protocol(&mut frontend, protocol)?;
         frontend
             .set_owner()
             .map_err(Error::vhost_user("SET_OWNER"))?;
@@ -90,6 +110,9 @@ impl VhostUser {
             offered,
             negotiated: 0,
             offered_protocol,
+            protocol,
+            slots_told: false,
+            _channel: channel,
             notifiers: Vec::new(),
             calls: Epoll::new().map_err(Error::io("epoll_create"))?,
         };
@@ -118,7 +141,7 @@ impl VhostUser {
     }
 
     /// The protocol features the back end offers.
-    pub fn offered_protocol_features(&self) -> VhostUserProtocolFeatures {
+    pub fn offered_protocol_features(&self) -> ProtocolFeatures {
         self.offered_protocol
     }
 
@@ -138,7 +161,8 @@ impl VhostUser {
         self.frontend.set_features(self.negotiated).map_err(step)
     }
 
-    /// Tells the back end of the guest's memory.
+    /// Tells the back end of the guest's memory: region by region, once, when
+    /// CONFIGURE_MEM_SLOTS is negotiated; else the whole table, each time.
     ///
     /// # Errors
     ///
@@ -152,8 +176,20 @@ impl VhostUser {
         let regions = regions
             .collect::<Result<Vec<_>, _>>()
             .map_err(Error::vhost_user("memory regions"))?;
-        let shared = self.frontend.set_mem_table(&regions);
-        shared.map(drop).map_err(Error::vhost_user("SET_MEM_TABLE"))
+        if !self
+            .protocol
+            .contains(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
+        {
+            let shared = self.frontend.set_mem_table(&regions);
+            return shared.map(drop).map_err(Error::vhost_user("SET_MEM_TABLE"));
+        }
+        if !std::mem::replace(&mut self.slots_told, true) {
+            for region in &regions {
+                let added = self.frontend.add_mem_region(region);
+                added.map_err(Error::vhost_user("ADD_MEM_REG"))?;
+            }
+        }
+        Ok(())
     }
 
     /// Starts the rings at these bases, with new eventfds, and enables them. Features and
@@ -331,25 +367,23 @@ impl std::fmt::Debug for VhostUser {
     }
 }
 
-/// Takes all offered protocol features the frontend knows, and waits for replies from
-/// then on if there are replies.
-fn negotiate_protocol(frontend: &mut Frontend) -> Result<VhostUserProtocolFeatures, Error> {
-    let known = VhostUserProtocolFeatures::MQ
-        | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::RESET_DEVICE
-        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
-    let offered = frontend
-        .get_protocol_features()
-        .map_err(Error::vhost_user("GET_PROTOCOL_FEATURES"))?;
+/// Negotiates these protocol features, and opens the channel that belongs to one of them.
+fn set_protocol(
+    frontend: &mut Frontend,
+    protocol: ProtocolFeatures,
+) -> Result<Option<UnixStream>, Error> {
     let step = Error::vhost_user("SET_PROTOCOL_FEATURES");
-    frontend
-        .set_protocol_features(offered & known)
-        .map_err(step)?;
-    if offered.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+    frontend.set_protocol_features(protocol).map_err(step)?;
+    if protocol.contains(ProtocolFeatures::REPLY_ACK) {
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
-    Ok(offered)
+    if !protocol.contains(ProtocolFeatures::BACKEND_REQ) {
+        return Ok(None);
+    }
+    let (ours, theirs) = UnixStream::pair().map_err(Error::io("socketpair"))?;
+    let step = Error::vhost_user("SET_BACKEND_REQ_FD");
+    frontend.set_backend_request_fd(&theirs).map_err(step)?;
+    Ok(Some(ours))
 }
 
 fn read_cid(frontend: &mut Frontend) -> Result<u64, Error> {

@@ -207,6 +207,26 @@ fn a_bare_rst_after_data_loses_nothing() -> Result<(), Error> {
 }
 
 #[test]
+fn what_a_guest_sent_before_it_closed_waits_for_a_host_that_reads_late() -> Result<(), Error> {
+    let Pair {
+        alive: _alive,
+        mut guest,
+        stream,
+        mut end,
+    } = Pair::new()?;
+    let bytes = pattern(256 << 10);
+    guest.write_all(stream, &bytes)?;
+    guest.start_close(stream)?;
+    // Linux gives up after eight seconds, and sends an RST.
+    guest.pump(Duration::from_secs(9))?;
+    if guest.stream(stream).state() != State::Closed {
+        guest.send_op(stream, Op::Rst)?;
+    }
+    assert!(end.read_to_end()? == bytes);
+    Ok(())
+}
+
+#[test]
 fn a_full_close_of_the_host_loses_nothing() -> Result<(), Error> {
     let Pair {
         alive: _alive,

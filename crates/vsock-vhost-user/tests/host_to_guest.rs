@@ -153,7 +153,13 @@ fn without_a_vm_the_stream_ends_at_once() -> Result<(), Error> {
 fn before_the_rings_are_started_the_stream_ends_at_once() -> Result<(), Error> {
     let device = Device::start();
     let memory = vsock_testkit::Memory::one_region()?;
-    let _vm = VhostUser::connect(&device.socket(CID), 2, feature::LINUX, &memory)?;
+    let _vm = VhostUser::connect(
+        &device.socket(CID),
+        2,
+        feature::LINUX,
+        VhostUser::QEMU,
+        &memory,
+    )?;
     Client::dial(&device.uds(), 1234)?.expect_refusal(AT_ONCE)
 }
 

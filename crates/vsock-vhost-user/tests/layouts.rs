@@ -7,12 +7,12 @@ mod common;
 use std::thread;
 
 use common::{CID, Device, header, host_port, pattern};
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vm_memory::GuestAddress;
 use vsock_packet::{Features, HEADER_LEN, Op};
 use vsock_testkit::host::{Client, HostListener, Service};
 use vsock_testkit::{
-    Behaviour, Error, Layout, Memory, Piece, RawDescriptor, RxBuffers, Setup, feature, queue,
+    Behaviour, Error, Layout, Memory, Piece, ProtocolFeatures, RawDescriptor, RxBuffers, Setup,
+    VhostUser, feature, queue,
 };
 
 /// Sends packets of many lengths in each layout, and compares what the host reads.
@@ -216,16 +216,71 @@ fn offers_what_drivers_and_frontends_ask_for() -> Result<(), Error> {
         ("INDIRECT_DESC", feature::INDIRECT_DESC),
         ("EVENT_IDX", feature::EVENT_IDX),
         ("F_STREAM", Features::STREAM.bits()),
+        ("F_NO_IMPLIED_STREAM", Features::NO_IMPLIED_STREAM.bits()),
     ] {
         assert_ne!(offered & bit, 0, "{name} is not among {offered:#x}");
     }
     let protocol = guest.transport().offered_protocol_features();
-    let wanted = VhostUserProtocolFeatures::MQ
-        | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::RESET_DEVICE
-        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
-    assert!(protocol.contains(wanted), "offered: {protocol:?}");
+    assert!(protocol.contains(VhostUser::QEMU), "offered: {protocol:?}");
+    Ok(())
+}
+
+#[test]
+fn has_no_streams_for_a_driver_that_wants_none() -> Result<(), Error> {
+    let device = Device::start();
+    let _host = HostListener::bind(&device.uds(), 700)?;
+    let none = Features::NO_IMPLIED_STREAM.bits();
+    for (streams, has_streams) in [(0, true), (none, false), (none | 1, true)] {
+        let features = feature::VERSION_1 | streams;
+        let mut guest = device.guest_with(Setup {
+            features,
+            ..Setup::default()
+        })?;
+        assert_eq!(
+            guest.connect(700).is_ok(),
+            has_streams,
+            "features {features:#x}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn refuses_a_ring_larger_than_was_allowed() {
+    let device = Device::with(|config| config.queue_size = 256);
+    let start = |queue_size| {
+        device.guest_with(Setup {
+            queue_size,
+            ..Setup::default()
+        })
+    };
+    start(256).unwrap();
+    let error = start(512).unwrap_err();
+    assert!(error.to_string().contains("SET_VRING_NUM"), "{error}");
+    start(128).unwrap();
+}
+
+#[test]
+fn memory_may_be_told_as_a_table_or_in_slots_and_again_at_any_time() -> Result<(), Error> {
+    for protocol in [
+        VhostUser::QEMU,
+        VhostUser::QEMU - ProtocolFeatures::CONFIGURE_MEM_SLOTS,
+    ] {
+        let device = Device::start();
+        let _echo = Service::echo(&device.uds(), 700)?;
+        let memory = Some(Memory::touching_regions(3)?);
+        let mut guest = device.guest_with(Setup {
+            memory,
+            protocol,
+            ..Setup::default()
+        })?;
+        let stream = guest.connect(700)?;
+        for _ in 0..20 {
+            guest.write_some(stream, &pattern(100_000))?;
+            guest.transport().share_memory()?;
+            assert!(guest.read_exact(stream, 100_000)? == pattern(100_000));
+        }
+    }
     Ok(())
 }
 

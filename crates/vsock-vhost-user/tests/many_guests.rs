@@ -10,8 +10,9 @@ use common::{CID, Device, assert_at_once, header, pattern};
 use vm_memory::GuestAddress;
 use vsock_packet::{Cid, Op, VsockAddr};
 use vsock_testkit::host::{Client, HostListener, Service};
-use vsock_testkit::{Error, Guest, Layout, RawDescriptor, StreamId, queue};
-use vsock_vhost_user::AddError;
+use vsock_testkit::{
+    Error, Guest, Layout, RawDescriptor, Refill, RxBuffers, Setup, StreamId, Transport, queue,
+};
 
 /// A second guest with an echo, to see whether it feels anything.
 struct Neighbour {
@@ -84,21 +85,6 @@ fn guests_come_and_go_while_others_work() -> Result<(), Error> {
 }
 
 #[test]
-fn a_cid_and_a_path_are_taken_once() {
-    let mut device = Device::start();
-    assert!(matches!(device.add(CID), Err(AddError::CidTaken(_))));
-    let mut config = device.config(5);
-    config.uds_path = device.uds();
-    let error = device.server.add(config).unwrap_err();
-    assert!(error.to_string().contains("vm3.vsock"), "{error}");
-    assert!(
-        !device.socket(5).exists(),
-        "the other socket was left behind"
-    );
-    device.guest().unwrap();
-}
-
-#[test]
 fn one_guests_broken_rings_are_its_own() -> Result<(), Error> {
     const INDIRECT: u16 = 4;
     let mut device = Device::start();
@@ -132,6 +118,47 @@ fn one_guests_broken_rings_are_its_own() -> Result<(), Error> {
 }
 
 #[test]
+fn one_guests_broken_rx_buffers_are_its_own() -> Result<(), Error> {
+    const WRITE: u16 = 2;
+    let mut device = Device::start();
+    let mut neighbour = Neighbour::of(&mut device)?;
+    let host = HostListener::bind(&device.uds(), 700)?;
+    for (address, len, flags) in [
+        (0x100, 3776, 0),
+        (1 << 40, 3776, WRITE),
+        (u64::MAX - 100, 3776, WRITE),
+        (0x100, 0, WRITE),
+        ((256 << 20) - 50, 3776, WRITE),
+    ] {
+        let rx = RxBuffers {
+            refill: Refill::ByHand,
+            ..RxBuffers::default()
+        };
+        let mut guest = device.guest_with(Setup {
+            rx,
+            ..Setup::default()
+        })?;
+        let _ = guest.start_connect(common::host_port(700))?;
+        let mut end = host.accept()?;
+        end.write_all(&pattern(10_000))?;
+        let descriptor = RawDescriptor {
+            address,
+            len,
+            flags,
+            next: 0,
+        };
+        guest
+            .rings_mut()
+            .ring_mut(queue::RX)
+            .add_raw(&[descriptor], 0);
+        // What comes of it is the guest's affair.
+        let _ = guest.pump(Duration::from_millis(5));
+        neighbour.feels_nothing();
+    }
+    Ok(())
+}
+
+#[test]
 fn one_guests_broken_indices_are_its_own() -> Result<(), Error> {
     let mut device = Device::start();
     let mut neighbour = Neighbour::of(&mut device)?;
@@ -147,7 +174,7 @@ fn one_guests_broken_indices_are_its_own() -> Result<(), Error> {
             &Layout::linux(),
         );
         memory.write(GuestAddress(available.0 + 2), &[0xff, 0x7f]);
-        vsock_testkit::Transport::kick(guest.transport(), queue)?;
+        guest.transport().kick(queue)?;
         let _ = guest.pump(Duration::from_millis(5));
         neighbour.feels_nothing();
     }

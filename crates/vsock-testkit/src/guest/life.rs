@@ -14,7 +14,13 @@ impl Guest<VhostUser> {
     /// [`Error::VhostUser`], or [`Error::Io`] when the system gives no memory.
     pub fn start(socket: impl AsRef<Path>, setup: Setup) -> Result<Self, Error> {
         let memory = setup.memory()?;
-        let transport = VhostUser::connect(socket.as_ref(), setup.queues, setup.features, &memory)?;
+        let Setup {
+            queues,
+            features,
+            protocol,
+            ..
+        } = setup;
+        let transport = VhostUser::connect(socket.as_ref(), queues, features, protocol, &memory)?;
         let cid = transport.guest_cid();
         let cid = Cid::from_wire(cid)
             .ok_or_else(|| Error::Device(format!("it gave the guest CID {cid:#x}")))?;

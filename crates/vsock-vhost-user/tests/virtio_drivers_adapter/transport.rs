@@ -30,7 +30,7 @@ impl FrontendTransport {
         socket: &Path,
         features: u64,
     ) -> std::result::Result<Self, vsock_testkit::Error> {
-        let vhost_user = VhostUser::connect(socket, 2, 0, memory())?;
+        let vhost_user = VhostUser::connect(socket, 2, 0, VhostUser::QEMU, memory())?;
         let shown = vhost_user.offered() & features;
         Ok(Self {
             vhost_user,
