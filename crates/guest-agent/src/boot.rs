@@ -18,6 +18,7 @@ const CONTROL_PORT: &str = "/dev/ttyS1";
 pub(crate) fn mount_file_systems() -> Result<()> {
     let mounts = [
         ("devtmpfs", "/dev"),
+        ("devpts", "/dev/pts"),
         ("proc", "/proc"),
         ("sysfs", "/sys"),
         ("tmpfs", "/tmp"),

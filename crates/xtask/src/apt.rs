@@ -83,20 +83,30 @@ pub(crate) struct Lists {
 }
 
 impl Lists {
-    /// Makes the lists, or brings them up to date.
+    /// Makes the lists, or brings old ones up to date; where that fails, old ones do.
     pub(crate) fn open() -> Result<Self> {
         let lists = Self {
             directory: project::cache().join("apt"),
         };
-        for directory in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(lists.directory.join(directory)).context("create a cache")?;
-        }
-        if !lists.are_new() {
-            fs::write(lists.sources(), sources()?).context("write the sources")?;
-            output(lists.apt("apt-get").args(["-q", "update"])).context("fetch package lists")?;
-            fs::write(lists.stamp(), "").context("write the stamp")?;
+        if !lists.are_new()
+            && let Err(error) = lists.refresh()
+        {
+            if !lists.stamp().exists() {
+                return Err(error);
+            }
+            say(format!("taking the package lists of before: {error:#}"));
         }
         Ok(lists)
+    }
+
+    /// Fetches the lists as they are now.
+    pub(crate) fn refresh(&self) -> Result<()> {
+        for directory in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(self.directory.join(directory)).context("create a cache")?;
+        }
+        fs::write(self.sources(), sources()?).context("write the sources")?;
+        output(self.apt("apt-get").args(["-q", "update"])).context("fetch package lists")?;
+        fs::write(self.stamp(), "").context("write the stamp")
     }
 
     /// The names of the packages that match a regular expression.

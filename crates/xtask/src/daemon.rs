@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::process::{CARGO_DEADLINE, Running, run};
 use crate::progress::say;
@@ -75,6 +75,7 @@ impl Vm {
 #[derive(Debug)]
 pub(crate) struct Daemon {
     process: Running,
+    log: PathBuf,
 }
 
 impl Daemon {
@@ -96,12 +97,20 @@ impl Daemon {
                 Ok(listens(&vm.socket).then_some(()))
             })?;
         }
-        Ok(Self { process })
+        Ok(Self {
+            process,
+            log: log.to_owned(),
+        })
     }
 
-    /// Fails if the daemon has ended.
+    /// Fails if the daemon has ended, or one of its threads has.
     pub(crate) fn check(&mut self) -> Result<()> {
-        self.process.check()
+        self.process.check()?;
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        match log.lines().find(|line| line.contains("panicked at")) {
+            Some(line) => bail!("a thread of the daemon is gone: {line}"),
+            None => Ok(()),
+        }
     }
 
     /// How many descriptors the daemon has open.

@@ -1,14 +1,16 @@
 //! The main job, shown as it happens: a Linux guest under QEMU and its host talk to each
 //! other through the daemon.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
-use guest_agent::script::{Receive, Send, Step};
+use anyhow::{Context, Result, anyhow};
 
+use crate::hybrid::{self, Listener};
 use crate::kernel::Series;
-use crate::lab::{self, Equipment, Initiator, Lab, Talk};
+use crate::lab::{self, Equipment, Initiator, Lab};
 use crate::progress::{detail, elapsed, say};
 use crate::suite::bulk::{BULK, Direction, Transfer, speed};
 
@@ -24,8 +26,8 @@ pub(crate) fn run(series: Series, keep: bool) -> Result<()> {
         lab.guest.kernel, lab.vm.cid
     ));
     detail(format!("the daemon runs with --vm {}", lab.vm.option()));
-    echo(&mut lab, Initiator::Guest)?;
-    echo(&mut lab, Initiator::Host)?;
+    guest_calls(&mut lab)?;
+    host_calls(&mut lab)?;
     for direction in Direction::BOTH {
         bulk(&mut lab, direction)?;
     }
@@ -36,33 +38,61 @@ pub(crate) fn run(series: Series, keep: bool) -> Result<()> {
     if keep {
         keep_running(lab)
     } else {
-        next_steps(&lab)
+        next_steps();
+        Ok(())
     }
 }
 
-/// One end connects and sends; the other sends it back.
-fn echo(lab: &mut Lab, initiator: Initiator) -> Result<()> {
-    const BYTES: u64 = 64;
-    let asks = vec![Step::Exchange(Send::new(BYTES, 1), Receive::new(BYTES, 1))];
-    let (guest, host, way) = match initiator {
-        Initiator::Guest => (asks, vec![Step::Echo], "guest to host and back"),
-        Initiator::Host => (vec![Step::Echo], asks, "host to guest and back (CONNECT)"),
-    };
-    let ends = lab.talk(&Talk {
-        initiator,
-        connections: 1,
-        guest,
-        host,
-    })?;
-    let asker = match initiator {
-        Initiator::Guest => &ends.guest[0],
-        Initiator::Host => &ends.host[0],
-    };
-    let (connected, echoed) = (asker.connected_ms, asker.done[0].elapsed_ms);
-    say(format!(
-        "echo, {way}: connected in {connected:.1} ms, echoed in {echoed:.1} ms"
+/// The guest calls: socat sends a line to the host, which sends it back.
+fn guest_calls(lab: &mut Lab) -> Result<()> {
+    let port = lab.port();
+    let listener = Listener::bind(&lab.vm.uds, port)?;
+    let call = format!("echo Hello from $(uname -sr) | socat -t9 - VSOCK-CONNECT:2:{port}");
+    say("guest calls host:");
+    detail(format!("guest$ {call}"));
+    let calling = lab.guest.run(&["sh", "-c", &call])?;
+    let accepted = listener.accept().map_err(|failure| anyhow!(failure.why))?;
+    let mut host = BufReader::new(&accepted.socket);
+    let line = read_line(&mut host)?;
+    detail(format!(
+        "host, on {}: {line}",
+        hybrid::port_path(&lab.vm.uds, port).display()
     ));
+    host.get_mut()
+        .write_all(format!("{line}, and back from the host\n").as_bytes())?;
+    drop(accepted);
+    detail(format!("guest: {}", calling.success()?.trim_end()));
     Ok(())
+}
+
+/// The host calls: it connects to a socat in the guest that sends back what it gets.
+fn host_calls(lab: &mut Lab) -> Result<()> {
+    let port = lab.port();
+    let serve = format!("socat VSOCK-LISTEN:{port} EXEC:cat");
+    say("host calls guest:");
+    detail(format!("guest$ {serve}"));
+    let serving = lab.guest.run(&["sh", "-c", &serve])?;
+    let connected = hybrid::dial_until_accepted(&lab.vm.uds, port)?;
+    detail(format!(
+        "host$ socat - UNIX-CONNECT:{}",
+        lab.vm.uds.display()
+    ));
+    detail(format!("host:  CONNECT {port}"));
+    detail(format!("guest: OK {}", connected.host_port));
+    let mut host = BufReader::new(&connected.connection.socket);
+    let hello = "Hello from the host";
+    detail(format!("host:  {hello}"));
+    host.get_mut().write_all(format!("{hello}\n").as_bytes())?;
+    detail(format!("guest: {}", read_line(&mut host)?));
+    connected.connection.socket.shutdown(Shutdown::Write)?;
+    serving.success()?;
+    Ok(())
+}
+
+fn read_line(reader: &mut impl BufRead) -> Result<String> {
+    let mut line = String::new();
+    reader.read_line(&mut line).context("await a line")?;
+    Ok(line.trim_end().to_owned())
 }
 
 fn bulk(lab: &mut Lab, direction: Direction) -> Result<()> {
@@ -82,18 +112,19 @@ fn bulk(lab: &mut Lab, direction: Direction) -> Result<()> {
     Ok(())
 }
 
-fn next_steps(lab: &Lab) -> Result<()> {
-    detail("");
-    detail("What to try next:");
-    detail("  cargo xtask demo --keep    the same, and leaves guest and daemon to play with");
-    detail("  cargo xtask test           everything, with real guests on two kernels");
-    detail("Your own guest: start QEMU with memory shared through a memfd, and");
-    detail("  -chardev socket,id=vsock,path=SOCKET -device vhost-user-vsock-pci,chardev=vsock");
-    detail(format!(
-        "where SOCKET is the daemon's, here {}.",
-        lab.vm.socket.display()
-    ));
-    Ok(())
+fn next_steps() {
+    println!(
+        "
+What to try next:
+  cargo xtask demo --keep    leaves guest and daemon running, to play with
+  cargo xtask test           everything, with real guests on two kernels
+
+With a guest of your own:
+  target/release/vhost-user-vsock --vm guest-cid=3,socket=/tmp/vm3.sock,uds-path=/tmp/vm3.vsock
+  qemu-system-x86_64 ... -m 1G -machine q35,memory-backend=mem0 \\
+    -object memory-backend-memfd,id=mem0,size=1G,share=on \\
+    -chardev socket,id=vsock,path=/tmp/vm3.sock -device vhost-user-vsock-pci,chardev=vsock"
+    );
 }
 
 /// Ports of the services in a guest that is kept.
@@ -101,26 +132,25 @@ const ECHO_PORT: u32 = 7;
 const SHELL_PORT: u32 = 1024;
 
 fn keep_running(mut lab: Lab) -> Result<()> {
-    let echo = format!("socat VSOCK-LISTEN:{ECHO_PORT},fork EXEC:cat");
-    let shell = "'/bin/sh -i',pty,echo=0,setsid,ctty,stderr";
-    let shell = format!("socat VSOCK-LISTEN:{SHELL_PORT},fork EXEC:{shell}");
-    let _services = [&echo, &shell].map(|command| lab.guest.spawn(&["sh", "-c", command]));
+    let listen = |port| format!("VSOCK-LISTEN:{port},fork");
+    lab.guest
+        .spawn(&["socat", &listen(ECHO_PORT), "EXEC:cat"])?;
+    let shell = "EXEC:sh -i,pty,echo=0,setsid,ctty,stderr";
+    lab.guest.spawn(&["socat", &listen(SHELL_PORT), shell])?;
     let uds = lab.vm.uds.display();
-    detail("");
-    detail("Guest and daemon go on running. In another terminal, a shell in the guest:");
-    detail(format!(
-        "  (echo CONNECT {SHELL_PORT}; cat) | socat - UNIX-CONNECT:{uds}"
-    ));
-    detail("What you type comes back from the guest:");
-    detail(format!(
-        "  (echo CONNECT {ECHO_PORT}; cat) | socat - UNIX-CONNECT:{uds}"
-    ));
-    detail("Wait for the guest on port 5000 of the host:");
-    detail(format!("  socat - UNIX-LISTEN:{uds}_5000"));
-    detail("and call from the guest's shell:");
-    detail("  socat - VSOCK-CONNECT:2:5000");
-    detail("");
-    detail("Ctrl-C ends all of it.");
+    println!(
+        "
+Guest and daemon go on running. In another terminal, a shell in the guest:
+  (echo CONNECT {SHELL_PORT}; cat) | socat - UNIX-CONNECT:{uds}
+What you type comes back from the guest:
+  (echo CONNECT {ECHO_PORT}; cat) | socat - UNIX-CONNECT:{uds}
+Wait on port 5000 of the host,
+  socat - UNIX-LISTEN:{uds}_5000
+and call it from the guest's shell:
+  socat - VSOCK-CONNECT:2:5000
+
+Ctrl-C ends all of it."
+    );
     loop {
         lab.daemon.check()?;
         lab.guest.qemu.check()?;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use guest_agent::script::{Connected, Failure, PATIENCE};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -64,37 +64,48 @@ impl Drop for Listener {
     }
 }
 
+/// A connection to a port of the guest.
+#[derive(Debug)]
+pub(crate) struct Dialled {
+    /// The connection itself.
+    pub(crate) connection: Connected,
+    /// The port that the host was given for it.
+    pub(crate) host_port: u16,
+}
+
 /// Connects to a port of the guest; `None` if that was refused.
-pub(crate) fn dial(uds: &Path, port: u32) -> Result<Option<Connected>> {
+pub(crate) fn dial(uds: &Path, port: u32) -> Result<Option<Dialled>> {
     let start = Instant::now();
     let mut stream =
         UnixStream::connect(uds).with_context(|| format!("connect to {}", uds.display()))?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    let connect = format!("CONNECT {port}");
     stream
-        .write_all(format!("CONNECT {port}\n").as_bytes())
+        .write_all(format!("{connect}\n").as_bytes())
         .context("send CONNECT")?;
     let Some(answer) = read_line(&mut stream).context("await the answer to CONNECT")? else {
         return Ok(None);
     };
-    let assigned = answer
+    let host_port = answer
         .strip_prefix("OK ")
-        .and_then(|port| port.parse::<u16>().ok());
-    if assigned.is_none() {
-        bail!("the answer to CONNECT {port} should be `OK` and a host port, but is {answer:?}");
-    }
-    Ok(Some(Connected {
+        .and_then(|port| port.parse().ok());
+    let host_port = host_port.with_context(|| {
+        format!("the answer to {connect} should be `OK` and a host port, but is {answer:?}")
+    })?;
+    let connection = Connected {
         socket: stream.into(),
         after: start.elapsed(),
+    };
+    Ok(Some(Dialled {
+        connection,
+        host_port,
     }))
 }
 
 /// Connects to a port where something in the guest is about to listen.
-pub(crate) fn dial_until_accepted(uds: &Path, port: u32) -> Result<Connected> {
-    wait::until(
-        &format!("the guest to accept on port {port}"),
-        PATIENCE,
-        || dial(uds, port),
-    )
+pub(crate) fn dial_until_accepted(uds: &Path, port: u32) -> Result<Dialled> {
+    let what = format!("the guest to accept on port {port}");
+    wait::until(&what, PATIENCE, || dial(uds, port))
 }
 
 /// Reads to the end of a line and not a byte more; `None` if the stream ends before.

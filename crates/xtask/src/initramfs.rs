@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{self, Command};
 
 use anyhow::{Context, Result};
 
@@ -46,7 +46,10 @@ pub(crate) fn build(kernel: &Kernel) -> Result<PathBuf> {
         archive.file(&library, 0o755, &read(Path::new(&library))?);
     }
     let path = project::cache().join(format!("initramfs-{}.cpio", kernel.series.name()));
-    fs::write(&path, archive.finish()).with_context(|| format!("write {}", path.display()))?;
+    // Another run may be booting the one before.
+    let part = path.with_extension(format!("part-{}", process::id()));
+    fs::write(&part, archive.finish()).with_context(|| format!("write {}", part.display()))?;
+    fs::rename(&part, &path).with_context(|| format!("write {}", path.display()))?;
     Ok(path)
 }
 

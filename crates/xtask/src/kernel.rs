@@ -59,13 +59,17 @@ impl Kernel {
     pub(crate) fn obtain(series: Series) -> Result<Self> {
         let directory = project::cache().join("kernels");
         fs::create_dir_all(&directory).context("create a directory for kernels")?;
-        let package = newest_package(series)?;
-        let release = package.trim_start_matches("linux-image-").to_owned();
-        let root = directory.join(&package);
-        if !root.exists() {
+        let lists = Lists::open()?;
+        let mut package = newest_package(series, &lists)?;
+        if !directory.join(&package).exists() {
+            // A download needs the archive's latest word; what it replaced may be gone.
+            lists.refresh()?;
+            package = newest_package(series, &lists)?;
             say(format!("downloading {package}"));
-            Lists::open()?.unpack(&package, &root)?;
+            lists.unpack(&package, &directory.join(&package))?;
         }
+        let root = directory.join(&package);
+        let release = package.trim_start_matches("linux-image-").to_owned();
         let image = bootable_image(&root.join(format!("boot/vmlinuz-{release}")))?;
         let tree = root.join("lib/modules").join(&release);
         let modules = load_order(&tree).with_context(|| format!("modules of {package}"))?;
@@ -78,9 +82,9 @@ impl Kernel {
     }
 }
 
-fn newest_package(series: Series) -> Result<String> {
+fn newest_package(series: Series, lists: &Lists) -> Result<String> {
     let version = series.name().replace('.', r"\.");
-    let names = Lists::open()?.search(&format!(r"^linux-image-{version}\..*-cloud-amd64$"))?;
+    let names = lists.search(&format!(r"^linux-image-{version}\..*-cloud-amd64$"))?;
     let newest = names.into_iter().max_by_key(|name| numbers(name));
     newest.with_context(|| format!("no package of a {} cloud kernel", series.name()))
 }

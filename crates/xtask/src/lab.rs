@@ -3,21 +3,22 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use guest_agent::protocol::Endpoint;
 use guest_agent::script::{Failure, Report, Step, run_all};
 
 use crate::accel;
 use crate::daemon::{self, Daemon, Vm};
-use crate::guest::{BOOT_DEADLINE, Guest};
+use crate::guest::{BOOT_DEADLINE, Guest, Ongoing};
 use crate::hybrid::{self, Listener};
 use crate::initramfs;
 use crate::kernel::{Kernel, Series};
 use crate::process::Scratch;
 use crate::progress::say;
-use crate::qemu::{Accel, Machine};
+use crate::qemu::{self, Accel, Machine};
 
 /// The host's CID, as guests know it.
 pub(crate) const HOST_CID: u32 = 2;
@@ -25,6 +26,7 @@ pub(crate) const HOST_CID: u32 = 2;
 const GUEST_CID: u32 = 3;
 /// The first of the ports that conversations take in turn.
 const FIRST_PORT: u32 = 5000;
+const DAEMON_LOG: &str = "daemon.log";
 
 /// All that is needed to start a lab, built and downloaded.
 #[derive(Debug)]
@@ -84,7 +86,7 @@ impl Lab {
         let vm = Vm::within(scratch.path(), GUEST_CID);
         let log = scratch.join(DAEMON_LOG);
         let daemon = Daemon::start(&equipment.daemon, std::slice::from_ref(&vm), &log)?;
-        let machine = equipment.machine(&vm, scratch.path());
+        let machine = equipment.machine(&vm, &scratch.join(&format!("vm{GUEST_CID}")));
         Guestless {
             daemon,
             vm,
@@ -145,62 +147,66 @@ impl Lab {
 
     /// Has both ends carry out their scripts; the reports tell how it went.
     pub(crate) fn attempt(&mut self, talk: &Talk) -> Result<Ends> {
+        self.begin(talk)?.finish()
+    }
+
+    /// Makes the connections, and has both ends begin with their scripts.
+    pub(crate) fn begin(&mut self, talk: &Talk) -> Result<Begun> {
         let Talk {
             initiator,
-            connections: count,
-            ref guest,
-            ref host,
+            connections,
+            ..
         } = *talk;
         let port = self.port();
-        match initiator {
+        let (guest, connected) = match initiator {
             Initiator::Guest => {
                 let listener = Listener::bind(&self.vm.uds, port)?;
                 let endpoint = Endpoint::Connect {
                     cid: HOST_CID,
                     port,
                 };
-                let ongoing = self.guest.converse(endpoint, count, guest.clone())?;
-                let accepted: Result<Vec<_>, _> = (0..count).map(|_| listener.accept()).collect();
-                let host = match accepted {
-                    Ok(accepted) => run_all(accepted.into_iter().map(Ok).collect(), host),
-                    Err(failure) => vec![Report::unconnected(failure)],
-                };
-                Ok(Ends {
-                    guest: ongoing.reports()?,
-                    host,
-                })
+                let guest = self
+                    .guest
+                    .converse(endpoint, connections, talk.guest.clone())?;
+                let accepted = (0..connections).map(|_| listener.accept());
+                (guest, accepted.collect::<Result<Vec<_>, _>>())
             }
             Initiator::Host => {
                 let endpoint = Endpoint::Listen { port };
-                let ongoing = self.guest.converse(endpoint, count, guest.clone())?;
-                let dialled = (0..count).map(|_| {
+                let guest = self
+                    .guest
+                    .converse(endpoint, connections, talk.guest.clone())?;
+                let dialled = (0..connections).map(|_| {
                     let dialled = hybrid::dial(&self.vm.uds, port)?;
-                    dialled.with_context(|| format!("CONNECT {port} was refused"))
+                    let dialled = dialled.with_context(|| format!("CONNECT {port} was refused"));
+                    Ok(dialled?.connection)
                 });
-                let dialled = dialled.collect::<Result<Vec<_>>>()?;
-                let host = run_all(dialled.into_iter().map(Ok).collect(), host);
-                Ok(Ends {
-                    guest: ongoing.reports()?,
-                    host,
-                })
+                (guest, Ok(dialled.collect::<Result<Vec<_>>>()?))
             }
-        }
+        };
+        let script = talk.host.clone();
+        let host = thread::spawn(move || match connected {
+            Ok(connected) => run_all(connected.into_iter().map(Ok).collect(), &script),
+            Err(failure) => vec![Report::unconnected(failure)],
+        });
+        Ok(Begun { guest, host })
     }
 
     /// Copies the logs to a directory that stays, and returns the end of the daemon's.
     pub(crate) fn keep_logs(&self, directory: &Path) -> Result<String> {
         fs::create_dir_all(directory).context("make a directory for logs")?;
-        for name in [DAEMON_LOG, "console.log", "qemu.log"] {
-            fs::copy(self.scratch.join(name), directory.join(name))
-                .with_context(|| format!("keep {name}"))?;
+        let log = self.scratch.join(DAEMON_LOG);
+        let guest = &self.machine.directory;
+        for file in [&log, &qemu::console(guest), &qemu::log(guest)] {
+            let name = file.file_name().unwrap_or_default();
+            fs::copy(file, directory.join(name))
+                .with_context(|| format!("keep {}", file.display()))?;
         }
-        let log = fs::read_to_string(self.scratch.join(DAEMON_LOG))?;
+        let log = fs::read_to_string(log)?;
         let lines: Vec<_> = log.lines().collect();
         Ok(lines[lines.len().saturating_sub(15)..].join("\n"))
     }
 }
-
-const DAEMON_LOG: &str = "daemon.log";
 
 /// A lab whose guest is gone.
 #[derive(Debug)]
@@ -270,6 +276,27 @@ pub(crate) struct Talk {
     pub(crate) host: Vec<Step>,
 }
 
+/// A conversation that is going on.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    guest: Ongoing,
+    host: JoinHandle<Vec<Report>>,
+}
+
+impl Begun {
+    /// Waits for both ends to come to the end of their scripts.
+    pub(crate) fn finish(self) -> Result<Ends> {
+        let host = self
+            .host
+            .join()
+            .map_err(|_| anyhow!("the host's end has panicked"))?;
+        Ok(Ends {
+            guest: self.guest.reports()?,
+            host,
+        })
+    }
+}
+
 /// How a conversation went at both ends.
 #[derive(Debug)]
 pub(crate) struct Ends {
@@ -281,7 +308,7 @@ pub(crate) struct Ends {
 
 impl Ends {
     /// An error that tells what failed at each end, if anything did.
-    fn succeeded(&self) -> Result<()> {
+    pub(crate) fn succeeded(&self) -> Result<()> {
         let mut failures = Vec::new();
         for (end, reports) in [("guest", &self.guest), ("host", &self.host)] {
             let failed: Vec<_> = reports.iter().filter_map(|r| r.failure.as_ref()).collect();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use std::{fs, process, thread};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tempfile::TempDir;
@@ -47,6 +47,7 @@ pub(crate) fn clean_up_on_signals() -> Result<()> {
             let register = register();
             for &child in &register.children {
                 let _ = kill_process(child, Signal::KILL);
+                let _ = waitpid(Some(child), WaitOptions::empty());
             }
             for directory in &register.directories {
                 let _ = fs::remove_dir_all(directory);

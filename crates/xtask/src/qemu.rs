@@ -68,13 +68,11 @@ pub(crate) struct Qemu {
 impl Qemu {
     /// Starts a machine; returns it with the host's end of the guest's control port.
     pub(crate) fn start(machine: &Machine) -> Result<(Self, UnixStream)> {
-        let control = listen(&machine.directory.join("control.sock"))?;
-        let monitor = listen(&machine.directory.join("qmp.sock"))?;
-        let mut process = Running::start(
-            "QEMU",
-            &mut command(machine),
-            &machine.directory.join("qemu.log"),
-        )?;
+        let directory = &machine.directory;
+        fs::create_dir_all(directory).context("make a directory for the guest")?;
+        let control = listen(&directory.join("control.sock"))?;
+        let monitor = listen(&directory.join("qmp.sock"))?;
+        let mut process = Running::start("QEMU", &mut command(machine), &log(directory))?;
         let monitor = accept(&monitor, "QEMU's monitor", &mut process)?;
         let control = accept(&control, "the guest's control port", &mut process)?;
         Ok((
@@ -102,9 +100,14 @@ impl Qemu {
     }
 }
 
-/// The console's log in a guest's directory.
+/// In a guest's directory, what its kernel prints.
 pub(crate) fn console(directory: &Path) -> PathBuf {
     directory.join("console.log")
+}
+
+/// In a guest's directory, what QEMU prints.
+pub(crate) fn log(directory: &Path) -> PathBuf {
+    directory.join("qemu.log")
 }
 
 fn command(machine: &Machine) -> Command {

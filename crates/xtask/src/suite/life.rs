@@ -1,10 +1,13 @@
 //! The life of connections: half-closed, many at once, with slow readers.
 
-use anyhow::Result;
-use guest_agent::script::{Receive, Send, Step};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use guest_agent::script::{Receive, Send, Step, milliseconds};
+use rustix::io::Errno;
 
 use super::Case;
-use super::bulk::Direction;
+use super::bulk::{BULK, Direction, Transfer};
 use crate::lab::{Initiator, Lab, Talk};
 
 pub(super) fn cases() -> Vec<Case> {
@@ -30,6 +33,22 @@ pub(super) fn cases() -> Vec<Case> {
         }
         let name = format!("a reader that begins after the close, {connects}");
         cases.push(Case::new(name, move |lab| late_reader(lab, initiator)));
+        let name = format!("300 connections one after the other, {connects}");
+        cases.push(Case::new(name, move |lab| one_by_one(lab, initiator)));
+    }
+    for direction in Direction::BOTH {
+        let name = format!(
+            "single bytes to a reader that begins late, {}",
+            direction.name()
+        );
+        cases.push(Case::new(name, move |lab| single_bytes(lab, direction)));
+        let name = format!("a stalled reader holds nobody up, {}", direction.name());
+        cases.push(Case::new(name, move |lab| stalled_beside(lab, direction)));
+        let name = format!(
+            "a reader that leaves is noticed at once, {}",
+            direction.name()
+        );
+        cases.push(Case::new(name, move |lab| reader_leaves(lab, direction)));
     }
     cases
 }
@@ -120,4 +139,130 @@ fn late_reader(lab: &mut Lab, initiator: Initiator) -> Result<String> {
         host,
     })?;
     Ok(String::new())
+}
+
+/// Each connection ends before the next begins.
+fn one_by_one(lab: &mut Lab, initiator: Initiator) -> Result<String> {
+    const CONNECTIONS: usize = 300;
+    let guest = vec![
+        Step::Send(Send::new(100, 1)),
+        Step::Receive(Receive::new(100, 2)),
+    ];
+    let host = vec![
+        Step::Receive(Receive::new(100, 1)),
+        Step::Send(Send::new(100, 2)),
+    ];
+    let talk = Talk {
+        initiator,
+        connections: 1,
+        guest,
+        host,
+    };
+    for number in 0..CONNECTIONS {
+        lab.talk(&talk)
+            .with_context(|| format!("connection {number}"))?;
+    }
+    Ok(String::new())
+}
+
+/// So many packets that a guest's kernel would give the connection up, were they all on
+/// their way to it while nobody reads: it charges each packet for more than its bytes.
+fn single_bytes(lab: &mut Lab, direction: Direction) -> Result<String> {
+    const BYTES: u64 = 5000;
+    let sender = vec![
+        Step::Send(Send {
+            bytes: BYTES,
+            write_size: 1,
+            seed: 6,
+        }),
+        Step::FinishSending,
+        Step::ExpectEnd,
+    ];
+    let receiver = vec![
+        Step::Dawdle(1000),
+        Step::Receive(Receive::new(BYTES, 6)),
+        Step::ExpectEnd,
+    ];
+    let (guest, host) = direction.assign(sender, receiver);
+    lab.talk(&Talk {
+        initiator: Initiator::Guest,
+        connections: 1,
+        guest,
+        host,
+    })?;
+    Ok(String::new())
+}
+
+/// While one connection's reader doesn't read, and its sender has filled every buffer,
+/// others' data flows.
+fn stalled_beside(lab: &mut Lab, direction: Direction) -> Result<String> {
+    const BYTES: u64 = 8 << 20;
+    const STALL: Duration = Duration::from_secs(4);
+    let initiator = Initiator::Guest;
+    let sender = vec![Step::Send(Send::new(BYTES, 8))];
+    let stall = Step::Dawdle(STALL.as_millis() as u64);
+    let receiver = vec![
+        stall,
+        Step::Receive(Receive::new(BYTES, 8)),
+        Step::ExpectEnd,
+    ];
+    let (guest, host) = direction.assign(sender, receiver);
+    let start = Instant::now();
+    let stalled = lab.begin(&Talk {
+        initiator,
+        connections: 1,
+        guest,
+        host,
+    })?;
+    for direction in Direction::BOTH {
+        let transfer = Transfer {
+            initiator,
+            direction,
+            bytes: 10_000_000,
+            write_size: 64 << 10,
+        };
+        transfer
+            .transfer(lab)
+            .context("beside the stalled connection")?;
+    }
+    let took = start.elapsed();
+    stalled
+        .finish()?
+        .succeeded()
+        .context("the stalled connection, once it is read")?;
+    ensure!(
+        took < STALL,
+        "20 MB took {took:?} beside it, until it was read"
+    );
+    Ok(format!("{:.0} ms", milliseconds(took)))
+}
+
+/// A sender in mid-transfer learns at once that its reader has closed.
+fn reader_leaves(lab: &mut Lab, direction: Direction) -> Result<String> {
+    const GONE: [Errno; 2] = [Errno::PIPE, Errno::CONNRESET];
+    let sender = vec![Step::Send(Send::new(BULK, 2))];
+    let receiver = vec![Step::Receive(Receive::new(1 << 20, 2))];
+    let (guest, host) = direction.assign(sender, receiver);
+    let initiator = Initiator::Guest;
+    let begun = Instant::now();
+    let ends = lab.attempt(&Talk {
+        initiator,
+        connections: 1,
+        guest,
+        host,
+    })?;
+    let took = begun.elapsed();
+    let sender = match direction {
+        Direction::ToHost => &ends.guest[0],
+        Direction::ToGuest => &ends.host[0],
+    };
+    let Some(failure) = &sender.failure else {
+        bail!("the sender has noticed nothing")
+    };
+    let gone = GONE
+        .iter()
+        .any(|gone| failure.errno == Some(gone.raw_os_error()));
+    ensure!(gone, "the sender failed otherwise: {}", failure.why);
+    ensure!(took < Duration::from_secs(2), "it took {took:?}");
+    Ok(format!("{:.0} ms", milliseconds(took)))
 }

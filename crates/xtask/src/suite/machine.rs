@@ -1,8 +1,9 @@
 //! What happens to the machine: paused, reset, killed.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use guest_agent::protocol::Endpoint;
 use guest_agent::script::{Connected, Receive, Report, Send, Step, milliseconds, run_all};
 
@@ -11,6 +12,7 @@ use super::{Case, Passed};
 use crate::guest::{BOOT_DEADLINE, Ongoing};
 use crate::hybrid::{self, Listener};
 use crate::lab::{HOST_CID, Initiator, Lab};
+use crate::wait;
 
 /// How soon the host's end of a connection has to end with its guest.
 const END_DEADLINE: Duration = Duration::from_millis(100);
@@ -35,6 +37,10 @@ pub(super) fn cases() -> Vec<Case> {
             "a killed guest's connections end; the next one works",
             killed,
         ),
+        Case::destructive(
+            "a host that redials while the guest boots gets through",
+            redial,
+        ),
         Case::destructive("SIGTERM ends the daemon in order", terminated),
     ]
 }
@@ -53,16 +59,14 @@ fn stop_and_cont(lab: &mut Lab) -> Result<String> {
         1,
         guest,
     )?;
-    let connected = listener
-        .accept()
-        .map_err(|failure| anyhow::anyhow!(failure.why))?;
+    let connected = listener.accept().map_err(|failure| anyhow!(failure.why))?;
     let held = connected
         .socket
         .try_clone()
         .context("hold the connection")?;
 
     lab.guest.qemu.execute("stop")?;
-    let sending = std::thread::spawn(move || {
+    let sending = thread::spawn(move || {
         let exchange = Step::Exchange(Send::new(HALF, 1), Receive::new(HALF, 1));
         run_all(
             vec![Ok(connected)],
@@ -105,7 +109,7 @@ fn no_descriptor_left(lab: &mut Lab) -> Result<String> {
         }
     }
     let what = format!("the daemon to be back at {before} descriptors");
-    crate::wait::until(&what, IDLE_DEADLINE, || {
+    wait::until(&what, IDLE_DEADLINE, || {
         Ok((lab.daemon.descriptors()? <= before).then_some(()))
     })?;
     Ok(String::new())
@@ -136,6 +140,44 @@ fn killed(mut lab: Lab) -> Result<Passed> {
     Ok(Passed {
         lab: Some(lab),
         note: format!("{took:.1} ms"),
+    })
+}
+
+/// From before the guest is there, the host dials in a tight loop: it is refused at once
+/// each time, and connected once the guest's program listens.
+fn redial(mut lab: Lab) -> Result<Passed> {
+    let port = lab.port();
+    let uds = lab.vm.uds.clone();
+    let guestless = lab.kill_guest()?;
+    let redialling = thread::spawn(move || {
+        let (mut refusals, mut slowest) = (0, Duration::ZERO);
+        let connected = wait::until("the guest to accept", 2 * BOOT_DEADLINE, || {
+            let start = Instant::now();
+            let dialled = hybrid::dial(&uds, port)?;
+            refusals += 1;
+            slowest = slowest.max(start.elapsed());
+            Ok(dialled)
+        })?;
+        Ok::<_, anyhow::Error>((connected, refusals, slowest))
+    });
+    let mut lab = guestless.boot()?;
+    let guest = lab
+        .guest
+        .converse(Endpoint::Listen { port }, 1, vec![Step::Echo])?;
+    let redialled = redialling
+        .join()
+        .map_err(|_| anyhow!("the host's end has panicked"))?;
+    let (connected, refusals, slowest) = redialled?;
+    ensure!(
+        slowest < END_DEADLINE,
+        "one of {refusals} refusals took {slowest:?}"
+    );
+    let exchange = [Step::Exchange(Send::new(1000, 1), Receive::new(1000, 1))];
+    succeeded(&run_all(vec![Ok(connected.connection)], &exchange).remove(0)).context("host")?;
+    succeeded(&guest.reports()?[0]).context("guest")?;
+    Ok(Passed {
+        lab: Some(lab),
+        note: format!("{refusals} refusals"),
     })
 }
 
@@ -174,16 +216,14 @@ impl Held {
             port,
         };
         let from_guest = lab.guest.converse(endpoint, 1, script.clone())?;
-        let accepted = listener
-            .accept()
-            .map_err(|failure| anyhow::anyhow!(failure.why))?;
+        let accepted = listener.accept().map_err(|failure| anyhow!(failure.why))?;
 
         let port = lab.port();
         let to_guest = lab.guest.converse(Endpoint::Listen { port }, 1, script)?;
         let dialled = hybrid::dial(&lab.vm.uds, port)?.context("CONNECT was refused")?;
 
         let mut sockets = Vec::new();
-        for Connected { socket, .. } in [accepted, dialled] {
+        for Connected { socket, .. } in [accepted, dialled.connection] {
             // The first byte shows that the connection is whole.
             let (first, after) = (socket.try_clone()?, Duration::ZERO);
             let receive = [Step::Receive(Receive::new(1, 5))];

@@ -60,7 +60,10 @@ fn server_receives(lab: &mut Lab, command: fn(u32) -> String) -> Result<String> 
     let tool = shell(lab, &command(port))?;
     let dialled = hybrid::dial_until_accepted(&lab.vm.uds, port)?;
     finish(
-        host_end(Ok(dialled), &[Step::Send(Send::new(BYTES, SEED))]),
+        host_end(
+            Ok(dialled.connection),
+            &[Step::Send(Send::new(BYTES, SEED))],
+        ),
         &tool,
     )?;
     lab.guest.verify_file(RECEIVED, BYTES, SEED)?;
@@ -76,7 +79,7 @@ fn server_echoes(lab: &mut Lab, command: fn(u32) -> String) -> Result<String> {
         Step::FinishSending,
         Step::ExpectEnd,
     ];
-    finish(host_end(Ok(dialled), &exchange), &tool)
+    finish(host_end(Ok(dialled.connection), &exchange), &tool)
 }
 
 fn shell(lab: &mut Lab, command: &str) -> Result<Ongoing> {
