@@ -158,6 +158,26 @@ fn a_vm_that_is_gone_ends_connections_and_the_next_comes_on_the_same_socket() ->
 }
 
 #[test]
+fn what_a_vm_sent_before_it_went_is_delivered() -> Result<(), Error> {
+    for resets in [false, true] {
+        let mut pair = Pair::new()?;
+        for stream in pair.streams {
+            pair.guest.write_all(stream, &pattern(256 << 10))?;
+        }
+        pair.guest.expect_tx_returned()?;
+        if resets {
+            pair.guest.reset()?;
+        } else {
+            drop(pair.guest);
+        }
+        for end in &mut pair.ends {
+            assert!(end.read_to_end()? == pattern(256 << 10));
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_vm_may_go_in_the_middle_of_anything() -> Result<(), Error> {
     let device = Device::start();
     let _echo = Service::echo(&device.uds(), 700)?;

@@ -4,11 +4,11 @@
 
 mod common;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use common::{Device, assert_at_once, header, host_port, pattern};
+use common::{AT_ONCE, Device, assert_at_once, header, host_port, pattern};
 use vsock_packet::{Cid, Op, VsockAddr};
-use vsock_testkit::host::{FullBacklog, HostListener, Service, port_path, refuse};
+use vsock_testkit::host::{Client, FullBacklog, HostListener, Service, port_path, refuse};
 use vsock_testkit::{Error, Guest, Layout, State};
 
 /// Connects to `peer`, which must answer with an RST at once.
@@ -133,6 +133,45 @@ fn two_hundred_connections_at_once_each_have_their_own_data() -> Result<(), Erro
         );
         guest.close(stream)?;
     }
+    Ok(())
+}
+
+#[test]
+fn connections_are_limited_in_number() -> Result<(), Error> {
+    let device = Device::with(|config| config.max_connections = 4);
+    let host = HostListener::bind(&device.uds(), 700)?;
+    let mut guest = device.guest()?;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        open.push((guest.connect(700)?, host.accept()?));
+    }
+    assert_refused(&mut guest, host_port(700));
+    Client::dial(&device.uds(), 1234)?.expect_refusal(AT_ONCE)?;
+    let (stream, _end) = open.remove(0);
+    guest.close(stream)?;
+    guest.connect(700).map(drop)
+}
+
+#[test]
+fn what_waits_for_a_host_after_its_connection_ended_is_limited_too() -> Result<(), Error> {
+    let device = Device::with(|config| config.max_connections = 4);
+    let host = HostListener::bind(&device.uds(), 700)?;
+    let mut guest = device.guest()?;
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        let stream = guest.connect(700)?;
+        unread.push(host.accept()?);
+        guest.write_some(stream, &pattern(1 << 20))?;
+        guest.send_op(stream, Op::Rst)?;
+        guest.expect_tx_returned()?;
+    }
+    assert_refused(&mut guest, host_port(700));
+    assert!(unread.remove(0).read_to_end()? == pattern(256 << 10));
+    let again = (0..100).find_map(|_| {
+        guest.pump(Duration::from_millis(1)).unwrap();
+        guest.connect(700).ok()
+    });
+    assert!(again.is_some(), "the room was not given back");
     Ok(())
 }
 

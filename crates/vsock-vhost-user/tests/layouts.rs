@@ -226,6 +226,73 @@ fn offers_what_drivers_and_frontends_ask_for() -> Result<(), Error> {
 }
 
 #[test]
+fn takes_many_packets_of_many_pieces_at_once() -> Result<(), Error> {
+    let device = Device::start();
+    let host = HostListener::bind(&device.uds(), 700)?;
+    let mut guest = device.guest_with(Setup {
+        queue_size: 1024,
+        ..Setup::default()
+    })?;
+    guest.behaviour.layout = Layout::payload_in(64).indirect();
+    let stream = guest.connect(700)?;
+    let mut end = host.accept()?;
+    for max_packet in [64, 640, 4096] {
+        guest.behaviour.max_packet = max_packet;
+        let bytes = pattern(200_000);
+        guest.write_all(stream, &bytes)?;
+        assert!(
+            end.read_exact(bytes.len())? == bytes,
+            "packets of {max_packet}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn fills_many_rx_buffers_of_many_pieces_at_once() -> Result<(), Error> {
+    let rx = RxBuffers {
+        indirect: true,
+        ..RxBuffers::of([vec![44], vec![16; 64]].concat())
+    };
+    receives(
+        Setup {
+            queue_size: 1024,
+            rx,
+            ..Setup::default()
+        },
+        &pattern(1 << 20),
+    )
+}
+
+#[test]
+fn takes_packets_larger_than_linux_sends() -> Result<(), Error> {
+    let device = Device::start();
+    let host = HostListener::bind(&device.uds(), 700)?;
+    let mut guest = device.guest()?;
+    guest.behaviour.max_packet = usize::MAX;
+    let stream = guest.connect(700)?;
+    let mut end = host.accept()?;
+    guest.write_all(stream, &pattern(256 << 10))?;
+    assert!(end.read_exact(256 << 10)? == pattern(256 << 10));
+    Ok(())
+}
+
+#[test]
+fn a_packet_without_payload_is_not_the_end() -> Result<(), Error> {
+    let device = Device::start();
+    let host = HostListener::bind(&device.uds(), 700)?;
+    let mut guest = device.guest()?;
+    let stream = guest.connect(700)?;
+    let mut end = host.accept()?;
+    for _ in 0..10 {
+        guest.send_op(stream, Op::Rw)?;
+        guest.write_all(stream, b"goes on")?;
+        assert_eq!(end.read_exact(7)?, b"goes on");
+    }
+    Ok(())
+}
+
+#[test]
 fn has_no_streams_for_a_driver_that_wants_none() -> Result<(), Error> {
     let device = Device::start();
     let _host = HostListener::bind(&device.uds(), 700)?;
