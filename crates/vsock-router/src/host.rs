@@ -11,6 +11,7 @@ use crate::{HostEndpoint, Refusal, Request, Route, Router};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HostSockets {
     uds_path: PathBuf,
+    cids: Vec<Cid>,
 }
 
 impl HostSockets {
@@ -18,7 +19,15 @@ impl HostSockets {
     pub fn new(uds_path: impl Into<PathBuf>) -> Self {
         Self {
             uds_path: uds_path.into(),
+            cids: vec![Cid::HOST],
         }
+    }
+
+    /// Takes these CIDs for the host, too. A nitro enclave dials CID 3 for it.
+    #[must_use]
+    pub fn with_cids(mut self, cids: impl IntoIterator<Item = Cid>) -> Self {
+        self.cids.extend(cids);
+        self
     }
 
     /// The path of the socket for a port: `uds_path`, `_` and the port in decimal.
@@ -31,7 +40,7 @@ impl HostSockets {
 
 impl Router for HostSockets {
     fn route(&self, request: &Request) -> Route {
-        if request.dst.cid != Cid::HOST {
+        if !self.cids.contains(&request.dst.cid) {
             return Route::Refuse(Refusal::NoRoute);
         }
         if request.socket_type != SocketType::Stream {
@@ -61,23 +70,39 @@ mod tests {
 
     #[test]
     fn a_port_is_a_socket_beside_the_guests_own() {
-        let dst = VsockAddr::new(Cid::HOST, u32::MAX);
-        let path = PathBuf::from("/run/vm.vsock_4294967295");
-        assert_eq!(
-            route(dst, SocketType::Stream),
-            Route::Host(HostEndpoint::Unix(path))
+        let route = route(VsockAddr::new(Cid::HOST, u32::MAX), SocketType::Stream);
+        let Route::Host(HostEndpoint::Unix(path)) = route else {
+            panic!("{route:?}")
+        };
+        assert_eq!(path, PathBuf::from("/run/vm.vsock_4294967295"));
+    }
+
+    #[test]
+    fn only_streams_go_to_the_host() {
+        let route = route(VsockAddr::new(Cid::HOST, 80), SocketType::Seqpacket);
+        assert!(
+            matches!(route, Route::Refuse(Refusal::TypeNotSupported)),
+            "{route:?}"
         );
     }
 
     #[test]
-    fn only_streams_go_to_the_host_and_only_the_host_is_meant() {
-        let host = VsockAddr::new(Cid::HOST, 80);
-        let refused = Route::Refuse(Refusal::TypeNotSupported);
-        assert_eq!(route(host, SocketType::Seqpacket), refused);
-        let other = VsockAddr::new(Cid::new(4), 80);
-        assert_eq!(
-            route(other, SocketType::Stream),
-            Route::Refuse(Refusal::NoRoute)
+    fn only_the_host_is_meant_by_any_of_its_cids() {
+        let four = VsockAddr::new(Cid::new(4), 80);
+        let route = route(four, SocketType::Stream);
+        assert!(
+            matches!(route, Route::Refuse(Refusal::NoRoute)),
+            "{route:?}"
         );
+        let guest = GuestCid::new(5).unwrap();
+        let src = VsockAddr::new(guest, 1);
+        let request = Request {
+            guest,
+            src,
+            dst: four,
+            socket_type: SocketType::Stream,
+        };
+        let host = HostSockets::new("/run/vm.vsock").with_cids([Cid::new(4)]);
+        assert!(matches!(host.route(&request), Route::Host(_)));
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use vsock_packet::{GuestCid, Header, SocketType, VsockAddr};
 
+use crate::member::Member;
+
 /// A guest asks for a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request {
@@ -32,11 +34,13 @@ impl Request {
 }
 
 /// Where a connection goes.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Route {
     /// To an application of the host.
     Host(HostEndpoint),
+    /// To a member of a switch: a sibling, or a service of the VMM's own.
+    Member(Arc<Member>),
     /// Nowhere: the guest gets an RST at once.
     Refuse(Refusal),
 }
@@ -65,6 +69,15 @@ pub enum Refusal {
     /// The guest has as many connections as it may have.
     #[error("the guest has too many connections")]
     TooManyConnections,
+    /// The guests share no group.
+    #[error("the guests share no group")]
+    NoSharedGroup,
+    /// The sibling's driver is not there.
+    #[error("the sibling is not up")]
+    NotUp,
+    /// A connection with the same ends has not quite ended yet.
+    #[error("the same ports are still in use")]
+    InUse,
     /// The packet's `src_cid` is not the guest's.
     #[error("the source address is not the guest's")]
     ForgedSource,
@@ -102,7 +115,7 @@ impl Router for Routers {
         self.0
             .iter()
             .map(|router| router.route(request))
-            .find(|route| *route != Route::Refuse(Refusal::NoRoute))
+            .find(|route| !matches!(route, Route::Refuse(Refusal::NoRoute)))
             .unwrap_or(Route::Refuse(Refusal::NoRoute))
     }
 }
@@ -129,17 +142,19 @@ mod tests {
             .then(|_: &Request| Route::Refuse(Refusal::NoRoute))
             .then(|_: &Request| Route::Refuse(Refusal::TypeNotSupported))
             .then(|_: &Request| unreachable!("the second one knew"));
-        assert_eq!(
-            routers.route(&request()),
-            Route::Refuse(Refusal::TypeNotSupported)
+        let route = routers.route(&request());
+        assert!(
+            matches!(route, Route::Refuse(Refusal::TypeNotSupported)),
+            "{route:?}"
         );
     }
 
     #[test]
     fn refuses_what_nobody_knows() {
-        assert_eq!(
-            Routers::default().route(&request()),
-            Route::Refuse(Refusal::NoRoute)
+        let route = Routers::default().route(&request());
+        assert!(
+            matches!(route, Route::Refuse(Refusal::NoRoute)),
+            "{route:?}"
         );
     }
 }

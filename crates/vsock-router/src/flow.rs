@@ -1,0 +1,519 @@
+//! One direction of a connection between siblings: what goes to one of its ends.
+//!
+//! A connection between two guests is two [`Half`]s, each under the lock of the member it
+//! leads to:
+//!
+//! ```text
+//!            lock of A                          lock of B
+//!   ┌──────────────────────────┐       ┌──────────────────────────┐
+//!   │ half B→A                 │       │ half A→B                 │
+//!   │  what B tells A          │       │  what A tells B          │
+//!   │  what A lets B send      │       │  what B lets A send      │
+//!   │  payload waiting for A   │       │  payload waiting for B   │
+//!   └──────────────────────────┘       └──────────────────────────┘
+//! ```
+//!
+//! A packet of A's first meets the half that leads to A ([`Half::note_sent`]: may A say
+//! that now, and what does A let B send?), then the half that leads to B
+//! ([`Half::accept`], [`Half::deliver`]). No two locks are held at once.
+//!
+//! ```text
+//!   asking: REQUEST sent ──RESPONSE──▶ Open ◀──RESPONSE── asked: REQUEST received
+//!      │                                │                        │
+//!      └──────── RST, violation, deadline, an end that leaves ───┘──▶ Closing ──▶ gone
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bitflags::bitflags;
+use vsock_packet::{Header, Op, ShutdownFlags, SocketType, VsockAddr};
+
+use crate::backlog::Backlog;
+use crate::port::{Packet, Receiver};
+use crate::window::{MAX_WINDOW, Window};
+
+/// How long an end may take over its answer to a REQUEST, or to a full SHUTDOWN. Guests
+/// have shorter time-outs of their own; this one is for those that have none.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The two ends of a half: where it leads, and where it comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(crate) struct Ends {
+    pub(crate) to: VsockAddr,
+    pub(crate) from: VsockAddr,
+}
+
+impl Ends {
+    /// The half that a packet travels.
+    pub(crate) fn of(header: &Header) -> Self {
+        Self {
+            to: header.dst,
+            from: header.src,
+        }
+    }
+
+    /// The other half of the same connection.
+    pub(crate) fn reversed(self) -> Self {
+        Self {
+            to: self.from,
+            from: self.to,
+        }
+    }
+}
+
+/// How far the connection has come, as the end that this half leads to knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// This end was asked, and has not answered.
+    Asked,
+    /// This end has asked, and got no answer.
+    Asking,
+    /// The connection is established.
+    Open,
+    /// An RST is on its way to this end; behind it there is nothing.
+    Closing,
+}
+
+bitflags! {
+    /// Control packets that are to go to the end that the half leads to.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    struct Pending: u8 {
+        const REQUEST = 1 << 0;
+        const RESPONSE = 1 << 1;
+        const CREDIT_REQUEST = 1 << 2;
+        const CREDIT_UPDATE = 1 << 3;
+        const SHUTDOWN = 1 << 4;
+        const RST = 1 << 5;
+    }
+}
+
+impl Pending {
+    /// What goes out ahead of payload, in this order.
+    const AHEAD: [(Self, Op); 4] = [
+        (Self::REQUEST, Op::Request),
+        (Self::RESPONSE, Op::Response),
+        (Self::CREDIT_REQUEST, Op::CreditRequest),
+        (Self::CREDIT_UPDATE, Op::CreditUpdate),
+    ];
+    /// What goes out behind it.
+    const BEHIND: [(Self, Op); 2] = [(Self::SHUTDOWN, Op::Shutdown), (Self::RST, Op::Rst)];
+}
+
+/// Why a connection between siblings is reset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Violation {
+    /// A packet that the state does not allow.
+    Unexpected,
+    /// A packet that exceeds the receiver's credit.
+    Credit,
+    /// The sender has too much waiting for others already.
+    Backlog,
+}
+
+/// How a delivery ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Delivered {
+    /// Nothing is left that may be delivered now.
+    All,
+    /// The receiver has no buffer for what is left.
+    NoBuffer,
+}
+
+/// What waits for others because of one sender, over all its connections, in bytes.
+pub(crate) type Charged = Arc<AtomicUsize>;
+
+/// One direction of a connection.
+#[derive(Debug)]
+pub(crate) struct Half {
+    ends: Ends,
+    socket_type: SocketType,
+    state: State,
+    /// This end has asked, or shut down, and waits until then.
+    answer_deadline: Option<Instant>,
+    /// What this end has shut down itself.
+    shut_down: ShutdownFlags,
+    /// The sender's `buf_alloc` and `fwd_cnt`, for every header that goes out.
+    credit: (u32, u32),
+    shutdown: ShutdownFlags,
+    pending: Pending,
+    backlog: Backlog,
+    charged: Charged,
+    window: Window,
+    /// It is in its member's queue of halves with something to deliver.
+    pub(crate) queued: bool,
+    /// The deadline its member has noted.
+    pub(crate) scheduled: Option<Instant>,
+}
+
+impl Half {
+    /// The half that carries a REQUEST to its destination.
+    pub(crate) fn asked(request: &Header, charged: Charged) -> Self {
+        let mut half = Self::new(Ends::of(request), request, State::Asked, charged);
+        half.pending = Pending::REQUEST;
+        half.take_credit(request);
+        half
+    }
+
+    /// The half that will carry the answer to a REQUEST.
+    pub(crate) fn asking(request: &Header, charged: Charged, now: Instant) -> Self {
+        let ends = Ends::of(request).reversed();
+        let mut half = Self::new(ends, request, State::Asking, charged);
+        half.answer_deadline = Some(now + ANSWER_TIMEOUT);
+        half.window.update(request);
+        half
+    }
+
+    fn new(ends: Ends, request: &Header, state: State, charged: Charged) -> Self {
+        Self {
+            ends,
+            socket_type: request.socket_type,
+            state,
+            answer_deadline: None,
+            shut_down: ShutdownFlags::empty(),
+            credit: (0, 0),
+            shutdown: ShutdownFlags::empty(),
+            pending: Pending::empty(),
+            backlog: Backlog::default(),
+            charged,
+            window: Window::default(),
+            queued: false,
+            scheduled: None,
+        }
+    }
+
+    /// The end that this half leads to sent a packet, on the other half. Notes what it
+    /// lets the other end send, which may let waiting payload go.
+    ///
+    /// # Errors
+    ///
+    /// A [`Violation`] when it may not say that now.
+    pub(crate) fn note_sent(&mut self, header: &Header, now: Instant) -> Result<(), Violation> {
+        let may = match self.state {
+            State::Asked => matches!(header.op, Op::Response | Op::Rst),
+            State::Asking => header.op == Op::Rst,
+            State::Open => !matches!(header.op, Op::Request | Op::Response),
+            State::Closing => true,
+        };
+        if !may || header.socket_type != self.socket_type {
+            return Err(Violation::Unexpected);
+        }
+        if header.op == Op::Response && self.state == State::Asked {
+            self.open();
+        }
+        if header.op == Op::Shutdown && self.state == State::Open {
+            self.note_shutdown(header, now);
+        }
+        self.window.update(header);
+        Ok(())
+    }
+
+    fn note_shutdown(&mut self, header: &Header, now: Instant) {
+        self.shut_down |= header.shutdown_flags();
+        if self.shut_down.is_all() && self.answer_deadline.is_none() {
+            self.answer_deadline = Some(now + ANSWER_TIMEOUT);
+        }
+    }
+
+    fn open(&mut self) {
+        self.state = State::Open;
+        self.answer_deadline = None;
+    }
+
+    /// Takes over what the sender tells of its own buffer.
+    fn take_credit(&mut self, header: &Header) {
+        self.credit = (header.buf_alloc.min(MAX_WINDOW), header.fwd_cnt);
+    }
+
+    /// Takes a packet of the sender's. The payload is to be [delivered](Self::deliver).
+    ///
+    /// # Errors
+    ///
+    /// A [`Violation`] when the sender had no right to send it.
+    pub(crate) fn accept(&mut self, header: &Header) -> Result<(), Violation> {
+        if self.state == State::Closing {
+            return Ok(());
+        }
+        self.take_credit(header);
+        match header.op {
+            Op::Response if self.state == State::Asking => {
+                self.open();
+                self.pending |= Pending::RESPONSE;
+            }
+            Op::Request | Op::Response => return Err(Violation::Unexpected),
+            Op::CreditUpdate => self.pending |= Pending::CREDIT_UPDATE,
+            Op::CreditRequest => self.pending |= Pending::CREDIT_REQUEST,
+            Op::Shutdown => {
+                self.shutdown |= header.shutdown_flags();
+                self.pending |= Pending::SHUTDOWN;
+            }
+            Op::Rst => self.close(),
+            Op::Rw if self.shutdown.contains(ShutdownFlags::SEND) => {
+                return Err(Violation::Unexpected);
+            }
+            Op::Rw if !self.window.sent(header.len) => return Err(Violation::Credit),
+            Op::Rw => (),
+        }
+        Ok(())
+    }
+
+    /// An RST goes to this end, behind the payload it has not got yet.
+    pub(crate) fn close(&mut self) {
+        self.state = State::Closing;
+        self.answer_deadline = None;
+        // A REQUEST that did not go out need not be taken back, but then nothing does.
+        self.pending = if self.pending.contains(Pending::REQUEST) {
+            Pending::empty()
+        } else {
+            (self.pending & Pending::SHUTDOWN) | Pending::RST
+        };
+    }
+
+    /// An RST goes to this end at once: it had no right to what it did, or will not get
+    /// all that waits for it.
+    pub(crate) fn reset(&mut self) {
+        self.drop_backlog();
+        self.close();
+        self.pending -= Pending::SHUTDOWN;
+    }
+
+    fn drop_backlog(&mut self) {
+        self.charged
+            .fetch_sub(self.backlog.cost(), Ordering::Relaxed);
+        self.backlog = Backlog::default();
+    }
+
+    /// The sender is gone. What it had finished sending is still delivered.
+    pub(crate) fn abandon(&mut self) {
+        if self.shutdown.contains(ShutdownFlags::SEND) {
+            self.close();
+        } else {
+            self.reset();
+        }
+    }
+
+    /// Whether the connection is over for this end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state == State::Closing && self.pending.is_empty() && self.backlog.is_empty()
+    }
+
+    /// Whether the connection is ending: what this end says does not matter any more.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.state == State::Closing
+    }
+
+    /// Whether something may be delivered.
+    pub(crate) fn has_something(&self) -> bool {
+        let ahead = Pending::all() - Pending::SHUTDOWN - Pending::RST;
+        if self.backlog.is_empty() {
+            !self.pending.is_empty()
+        } else {
+            self.pending.intersects(ahead) || self.window.packets() > 0
+        }
+    }
+
+    /// When [`Self::expire`] is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let requests = self
+            .window
+            .requests
+            .deadline()
+            .filter(|_| self.is_waiting());
+        [self.answer_deadline, requests].into_iter().flatten().min()
+    }
+
+    /// Does what is due by `now`. `false` when an answer has not come in time: the
+    /// connection is to be reset.
+    pub(crate) fn expire(&mut self, now: Instant) -> bool {
+        if self.is_waiting() && self.window.requests.expire(now) {
+            self.pending |= Pending::CREDIT_REQUEST;
+        }
+        self.answer_deadline.is_none_or(|deadline| deadline > now)
+    }
+
+    /// Delivers what waits, and then this payload. What the receiver has no room for is
+    /// kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation::Backlog`] when more than `limit` bytes then wait because of the
+    /// sender.
+    pub(crate) fn deliver(
+        &mut self,
+        packet: &Packet<'_>,
+        limit: usize,
+        receiver: &mut dyn Receiver,
+        now: Instant,
+    ) -> Result<Delivered, Violation> {
+        if self.takes(packet) {
+            let waiting = !self.backlog.is_empty() && self.put_backlog(receiver) != Put::All;
+            if waiting || !self.put_control(Pending::AHEAD, receiver, now) {
+                self.keep(packet, limit)?;
+            } else {
+                let header = self.header(Op::Rw, packet.header.flags);
+                let mut packet = Packet::new(header, packet.payload);
+                if put(&mut packet, &mut self.window, receiver) != Put::All {
+                    self.keep(&packet, limit)?;
+                }
+            }
+        }
+        Ok(self.flush(receiver, now))
+    }
+
+    /// Keeps the payload of a packet until there is room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation::Backlog`] when more than `limit` bytes then wait because of the
+    /// sender.
+    pub(crate) fn keep(&mut self, packet: &Packet<'_>, limit: usize) -> Result<(), Violation> {
+        if !self.takes(packet) {
+            return Ok(());
+        }
+        let before = self.backlog.cost();
+        self.backlog
+            .push(packet.payload, packet.header.flags, self.socket_type);
+        let added = self.backlog.cost() - before;
+        let charged = self.charged.fetch_add(added, Ordering::Relaxed) + added;
+        if charged > limit {
+            Err(Violation::Backlog)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether a packet has something for the payload's way. An empty one has where it
+    /// is a message.
+    fn takes(&self, packet: &Packet<'_>) -> bool {
+        let void = packet.payload.is_empty() && self.socket_type == SocketType::Stream;
+        packet.header.op == Op::Rw && self.state != State::Closing && !void
+    }
+
+    /// Delivers what waits, as far as the receiver has room.
+    pub(crate) fn flush(&mut self, receiver: &mut dyn Receiver, now: Instant) -> Delivered {
+        if !self.put_control(Pending::AHEAD, receiver, now) {
+            return Delivered::NoBuffer;
+        }
+        let put = self.put_backlog(receiver);
+        if self.is_waiting() && self.window.wants_news() {
+            self.pending |= Pending::CREDIT_REQUEST;
+        }
+        match put {
+            Put::NoBuffer => return Delivered::NoBuffer,
+            Put::NoWindow if self.put_control(Pending::AHEAD, receiver, now) => {
+                return Delivered::All;
+            }
+            Put::All
+                if self.put_control(Pending::AHEAD, receiver, now)
+                    && self.put_control(Pending::BEHIND, receiver, now) =>
+            {
+                return Delivered::All;
+            }
+            _ => (),
+        }
+        Delivered::NoBuffer
+    }
+
+    /// Whether somebody may wait for the receiver to make room.
+    fn is_waiting(&self) -> bool {
+        match self.state {
+            State::Asked | State::Asking => false,
+            State::Open => true,
+            State::Closing => !self.backlog.is_empty(),
+        }
+    }
+
+    fn put_backlog(&mut self, receiver: &mut dyn Receiver) -> Put {
+        while let Some((_, flags)) = self.backlog.front() {
+            let header = self.header(Op::Rw, flags);
+            let Some((payload, _)) = self.backlog.front() else {
+                break;
+            };
+            let mut packet = Packet::new(header, payload);
+            let put = put(&mut packet, &mut self.window, receiver);
+            let rest = packet.payload.len();
+            let before = self.backlog.cost();
+            if put == Put::All || rest > 0 {
+                self.backlog.consume_front(rest);
+            }
+            self.charged
+                .fetch_sub(before - self.backlog.cost(), Ordering::Relaxed);
+            if put != Put::All {
+                return put;
+            }
+        }
+        Put::All
+    }
+
+    /// Puts control packets, of those given. `false` when the receiver has no buffer.
+    fn put_control<const N: usize>(
+        &mut self,
+        which: [(Pending, Op); N],
+        receiver: &mut dyn Receiver,
+        now: Instant,
+    ) -> bool {
+        for (flag, op) in which {
+            if !self.pending.contains(flag) {
+                continue;
+            }
+            let flags = if op == Op::Shutdown {
+                self.shutdown.bits()
+            } else {
+                0
+            };
+            if !receiver.put_control(&self.header(op, flags).to_raw()) {
+                return false;
+            }
+            self.pending -= flag;
+            if op == Op::CreditRequest {
+                self.window.requests.sent(now);
+            }
+        }
+        true
+    }
+
+    fn header(&self, op: Op, flags: u32) -> Header {
+        let (buf_alloc, fwd_cnt) = self.credit;
+        let (src, dst) = (self.ends.from, self.ends.to);
+        let socket_type = self.socket_type;
+        Header {
+            socket_type,
+            flags,
+            buf_alloc,
+            fwd_cnt,
+            ..Header::new(op, src, dst)
+        }
+    }
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        self.drop_backlog();
+    }
+}
+
+/// How putting payload ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Put {
+    All,
+    NoBuffer,
+    NoWindow,
+}
+
+/// Puts a packet's payload, in as many packets as the receiver's buffers need.
+fn put(packet: &mut Packet<'_>, window: &mut Window, receiver: &mut dyn Receiver) -> Put {
+    loop {
+        if window.packets() == 0 {
+            return Put::NoWindow;
+        }
+        let before = packet.payload.len();
+        if !receiver.put(packet) {
+            return Put::NoBuffer;
+        }
+        window.delivered(before - packet.payload.len());
+        if packet.payload.is_empty() {
+            return Put::All;
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What one end of a flow lets the other send (§5.10.6.3), as the switch enforces it.
+
+use std::num::Wrapping;
+
+use vsock_packet::{CreditRequests, Header, UnreadPackets};
+
+/// The most a guest may let another send at once, in bytes: a larger `buf_alloc` is told
+/// as this one, so that what may have to wait for a guest is bounded.
+pub(crate) const MAX_WINDOW: u32 = 4 << 20;
+
+/// The receiver's window, and what went into it.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    buf_alloc: u32,
+    /// What the sender may have sent in all. Once granted it is not taken back: the
+    /// sender's packets may be on their way when the receiver shrinks its buffer.
+    granted: Wrapping<u32>,
+    /// What the sender has sent in all.
+    tx_cnt: Wrapping<u32>,
+    /// What of it has reached the receiver's RX ring.
+    delivered: Wrapping<u32>,
+    unread: UnreadPackets,
+    pub(crate) requests: CreditRequests,
+    /// The receiver was asked for news since it last gave some.
+    asked: bool,
+}
+
+impl Window {
+    /// Takes over what the receiver says in a header.
+    pub(crate) fn update(&mut self, header: &Header) {
+        self.buf_alloc = header.buf_alloc.min(MAX_WINDOW);
+        let granted = Wrapping(header.fwd_cnt) + Wrapping(self.buf_alloc);
+        if (granted - self.granted).0 < 1 << 31 {
+            self.granted = granted;
+        }
+        self.unread.forwarded(header.fwd_cnt);
+        self.asked = false;
+        if self.credit() > 0 && self.packets() > 0 {
+            self.requests.end();
+        }
+    }
+
+    /// Bytes the sender may send.
+    fn credit(&self) -> u32 {
+        // What was sent was granted before, so the difference never wraps.
+        (self.granted - self.tx_cnt).0
+    }
+
+    /// Packets that may be delivered.
+    pub(crate) fn packets(&self) -> usize {
+        self.unread.room(self.buf_alloc)
+    }
+
+    /// Counts a packet of the sender's; `false` when it exceeds the credit.
+    pub(crate) fn sent(&mut self, len: u32) -> bool {
+        let within = len <= self.credit();
+        if within {
+            self.tx_cnt += len;
+        }
+        within
+    }
+
+    /// Counts a packet that went into the receiver's RX ring.
+    pub(crate) fn delivered(&mut self, len: usize) {
+        self.delivered += u32::try_from(len).unwrap_or(u32::MAX);
+        self.unread.push(self.delivered.0);
+    }
+
+    /// Whether the receiver is to be asked for news: somebody waits for them, or will
+    /// soon, and nobody else asks. Linux never does.
+    pub(crate) fn wants_news(&mut self) -> bool {
+        if (self.credit() == 0 || self.packets() == 0) && self.requests.begin() {
+            return true;
+        }
+        let soon = !self.asked && self.unread.is_half_full(self.buf_alloc);
+        self.asked |= soon;
+        soon
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vsock_packet::{Cid, Op, VsockAddr};
+
+    use super::*;
+
+    fn update(window: &mut Window, buf_alloc: u32, fwd_cnt: u32) {
+        let end = VsockAddr::new(Cid::new(3), 1);
+        window.update(&Header {
+            buf_alloc,
+            fwd_cnt,
+            ..Header::new(Op::CreditUpdate, end, end)
+        });
+    }
+
+    #[test]
+    fn lets_the_sender_send_what_was_granted_and_no_more() {
+        let mut window = Window::default();
+        assert!(!window.sent(1));
+        update(&mut window, 100, 0);
+        assert!(window.sent(60));
+        assert!(!window.sent(41));
+        assert!(window.sent(40));
+        update(&mut window, 100, 50);
+        assert!(!window.sent(51));
+        assert!(window.sent(50));
+    }
+
+    #[test]
+    fn what_was_granted_is_not_taken_back() {
+        let mut window = Window::default();
+        update(&mut window, 100, 0);
+        update(&mut window, 10, 0);
+        assert!(window.sent(100), "it may have been on its way");
+        update(&mut window, 10, 60);
+        assert!(!window.sent(1));
+        update(&mut window, 10, 100);
+        assert!(window.sent(10));
+    }
+
+    #[test]
+    fn a_larger_window_than_is_bounded_counts_as_the_largest() {
+        let mut window = Window::default();
+        update(&mut window, u32::MAX, 0);
+        assert!(window.sent(MAX_WINDOW));
+        assert!(!window.sent(1));
+    }
+
+    #[test]
+    fn counts_across_the_wrap() {
+        let mut window = Window::default();
+        let mut fwd_cnt = 0u32;
+        for _ in 0..10_000 {
+            update(&mut window, 1 << 20, fwd_cnt);
+            assert!(window.sent(1 << 20));
+            assert!(!window.sent(1));
+            fwd_cnt = fwd_cnt.wrapping_add(1 << 20);
+        }
+    }
+
+    #[test]
+    fn asks_for_news_when_somebody_waits_and_when_half_of_the_packets_are_unread() {
+        let mut window = Window::default();
+        update(&mut window, 4096, 0);
+        assert!(!window.wants_news());
+        for expected in [false, true, false, true, false] {
+            window.sent(1);
+            window.delivered(1);
+            assert_eq!(window.wants_news(), expected);
+        }
+    }
+}
