@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 use std::{env, fs};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use rustix::process::geteuid;
 
 use crate::process::{lines, output};
 use crate::progress::say;
@@ -20,44 +21,34 @@ pub(crate) struct Tool {
     pub(crate) package: &'static str,
 }
 
-/// Sees to it that `tools` are there.
-pub(crate) fn provide(tools: &[Tool]) -> Result<()> {
-    let missing: Vec<_> = tools
-        .iter()
-        .filter(|tool| find(tool.program).is_none())
-        .map(|tool| tool.package)
-        .collect();
-    if missing.is_empty() {
+/// The packages of those `tools` that aren't there; an error if they can't be installed.
+pub(crate) fn missing(tools: &[Tool]) -> Result<Vec<&'static str>> {
+    let missing = tools.iter().filter(|tool| find(tool.program).is_none());
+    let missing: Vec<_> = missing.map(|tool| tool.package).collect();
+    let why = match (find("apt-get").is_some(), geteuid().is_root()) {
+        (true, true) => return Ok(missing),
+        _ if missing.is_empty() => return Ok(missing),
+        (false, _) => "there is no apt-get",
+        (true, false) => "this needs root",
+    };
+    let packages = missing.join(" ");
+    bail!(
+        "these Debian packages are missing, and cannot be installed since {why}: {packages}\n\
+         Install them first: apt-get install --no-install-recommends {packages}"
+    );
+}
+
+/// Installs packages.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
         return Ok(());
     }
-    let packages = missing.join(" ");
-    let root = rustix::process::geteuid().is_root();
-    if !root || find("apt-get").is_none() {
-        let why = if root {
-            "apt-get is not there"
-        } else {
-            "this needs root"
-        };
-        bail!(
-            "these Debian packages are missing and cannot be installed ({why}): {packages}\n\
-             Install them first: apt-get install --no-install-recommends {packages}"
-        );
-    }
-    say(format!("installing {packages}"));
-    output(Command::new("apt-get").args(["-q", "update"]))?;
-    output(
-        Command::new("apt-get")
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(["-q", "-y", "install", "--no-install-recommends"])
-            .args(&missing),
-    )?;
-    for tool in tools {
-        let Tool { program, package } = tool;
-        ensure!(
-            find(program).is_some(),
-            "{program} is not on the PATH even with {package}"
-        );
-    }
+    say(format!("installing {}", packages.join(" ")));
+    output(Command::new("apt-get").args(["-q", "update"])).context("fetch package lists")?;
+    let mut install = Command::new("apt-get");
+    install.env("DEBIAN_FRONTEND", "noninteractive");
+    install.args(["-q", "-y", "install", "--no-install-recommends"]);
+    output(install.args(packages))?;
     Ok(())
 }
 

@@ -8,24 +8,29 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::equipment::Equipment;
 use crate::hybrid::{self, Listener};
 use crate::kernel::Series;
-use crate::lab::{self, Equipment, Initiator, Lab};
+use crate::lab::Lab;
 use crate::progress::{detail, elapsed, say};
-use crate::suite::bulk::{BULK, Direction, Transfer, speed};
+use crate::suite::bulk::{BULK, Transfer, speed};
+use crate::talk::{Direction, Initiator};
 
 /// Shows the demo on a kernel; with `keep`, leaves it running until Ctrl-C.
 pub(crate) fn run(series: Series, keep: bool) -> Result<()> {
     say("building the daemon, vhost-user-vsock");
-    let daemon = lab::build_daemon()?;
-    let equipment = Equipment::get(series, &daemon)?;
-    say(format!("booting a guest with {}", equipment.accel.name()));
-    let mut lab = Lab::start(&equipment)?;
+    let equipment = Equipment::get(&[series])?;
+    say(format!(
+        "booting a guest with {}",
+        equipment[0].accel.name()
+    ));
+    let mut lab = Lab::start(&equipment[0])?;
     say(format!(
         "the guest is up: Linux {}, CID {}",
-        lab.guest.kernel, lab.vm.cid
+        lab.guest.kernel,
+        lab.vm().cid
     ));
-    detail(format!("the daemon runs with --vm {}", lab.vm.option()));
+    detail(format!("the daemon runs with --vm {}", lab.vm().option()));
     guest_calls(&mut lab)?;
     host_calls(&mut lab)?;
     for direction in Direction::BOTH {
@@ -46,7 +51,7 @@ pub(crate) fn run(series: Series, keep: bool) -> Result<()> {
 /// The guest calls: socat sends a line to the host, which sends it back.
 fn guest_calls(lab: &mut Lab) -> Result<()> {
     let port = lab.port();
-    let listener = Listener::bind(&lab.vm.uds, port)?;
+    let listener = Listener::bind(lab.uds(), port)?;
     let call = format!("echo Hello from $(uname -sr) | socat -t9 - VSOCK-CONNECT:2:{port}");
     say("guest calls host:");
     detail(format!("guest$ {call}"));
@@ -56,7 +61,7 @@ fn guest_calls(lab: &mut Lab) -> Result<()> {
     let line = read_line(&mut host)?;
     detail(format!(
         "host, on {}: {line}",
-        hybrid::port_path(&lab.vm.uds, port).display()
+        hybrid::port_path(lab.uds(), port).display()
     ));
     host.get_mut()
         .write_all(format!("{line}, and back from the host\n").as_bytes())?;
@@ -72,10 +77,10 @@ fn host_calls(lab: &mut Lab) -> Result<()> {
     say("host calls guest:");
     detail(format!("guest$ {serve}"));
     let serving = lab.guest.run(&["sh", "-c", &serve])?;
-    let connected = hybrid::dial_until_accepted(&lab.vm.uds, port)?;
+    let connected = hybrid::dial_until_accepted(lab.uds(), port)?;
     detail(format!(
         "host$ socat - UNIX-CONNECT:{}",
-        lab.vm.uds.display()
+        lab.uds().display()
     ));
     detail(format!("host:  CONNECT {port}"));
     detail(format!("guest: OK {}", connected.host_port));
@@ -137,7 +142,7 @@ fn keep_running(mut lab: Lab) -> Result<()> {
         .spawn(&["socat", &listen(ECHO_PORT), "EXEC:cat"])?;
     let shell = "EXEC:sh -i,pty,echo=0,setsid,ctty,stderr";
     lab.guest.spawn(&["socat", &listen(SHELL_PORT), shell])?;
-    let uds = lab.vm.uds.display();
+    let uds = lab.uds().display();
     println!(
         "
 Guest and daemon go on running. In another terminal, a shell in the guest:
@@ -152,8 +157,7 @@ and call it from the guest's shell:
 Ctrl-C ends all of it."
     );
     loop {
-        lab.daemon.check()?;
-        lab.guest.qemu.check()?;
+        lab.check()?;
         thread::sleep(Duration::from_millis(200));
     }
 }

@@ -102,6 +102,12 @@ pub(crate) fn dial(uds: &Path, port: u32) -> Result<Option<Dialled>> {
     }))
 }
 
+/// Connects to a port where something in the guest listens.
+pub(crate) fn dial_open(uds: &Path, port: u32) -> Result<Connected> {
+    let dialled = dial(uds, port)?.with_context(|| format!("CONNECT {port} was refused"))?;
+    Ok(dialled.connection)
+}
+
 /// Connects to a port where something in the guest is about to listen.
 pub(crate) fn dial_until_accepted(uds: &Path, port: u32) -> Result<Dialled> {
     let what = format!("the guest to accept on port {port}");

@@ -18,14 +18,15 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Programs that go into the guest as they come from Debian.
 const PROGRAMS: [&str; 3] = ["busybox", "socat", "ncat"];
 
-/// Builds the initramfs for a kernel and returns its path.
-pub(crate) fn build(kernel: &Kernel) -> Result<PathBuf> {
+/// Builds the initramfs for a kernel, with the agent as its first process, and returns
+/// its path.
+pub(crate) fn build(kernel: &Kernel, agent: &Path) -> Result<PathBuf> {
     let mut archive = Archive::default();
     archive.device("/dev/console", 5, 1);
     for directory in ["/proc", "/sys", "/tmp", "/root"] {
         archive.directory(directory);
     }
-    archive.file("/init", 0o755, &read(&build_agent()?)?);
+    archive.file("/init", 0o755, &read(agent)?);
     for (number, module) in kernel.modules.iter().enumerate() {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         archive.file(
@@ -54,7 +55,7 @@ pub(crate) fn build(kernel: &Kernel) -> Result<PathBuf> {
 }
 
 /// Builds the guest agent, which needs no library of the guest.
-fn build_agent() -> Result<PathBuf> {
+pub(crate) fn build_agent() -> Result<PathBuf> {
     let directory = project::target().join("guest");
     output(
         project::cargo()
@@ -65,7 +66,11 @@ fn build_agent() -> Result<PathBuf> {
                 "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
                 "-Ctarget-feature=+crt-static",
             )
-            .env("CARGO_PROFILE_RELEASE_STRIP", "true"),
+            .env("CARGO_PROFILE_RELEASE_STRIP", "true")
+            // Built sooner, and as fast where it matters.
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+            .env("CARGO_PROFILE_RELEASE_LTO", "off")
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
     )
     .context("build the guest agent")?;
     Ok(directory.join(TARGET).join("release/guest-agent"))

@@ -1,11 +1,10 @@
 //! The project's tasks, run as `cargo xtask`.
 //!
 //! ```text
-//!   demo ──┬─▶ lab ──┬─▶ daemon ─────────────────────┐
-//!   test ──┴▶ suite ─┤                                ├─▶ process, wait
-//!                    ├─▶ guest ─▶ qemu ─▶ qmp ────────┘
-//!                    ├─▶ hybrid (the host's sockets)
-//!                    └─▶ kernel, initramfs ─▶ apt, cpio
+//!   demo ──┐                     ┌─▶ equipment ─▶ kernel, initramfs, accel ─▶ apt, cpio
+//!   test ──┼─▶ lab (talk) ───────┼─▶ daemon
+//!    suite ┘                     ├─▶ guest ─▶ qemu ─▶ qmp
+//!                                └─▶ hybrid, the host's sockets
 //! ```
 
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
@@ -15,6 +14,7 @@ mod apt;
 mod cpio;
 mod daemon;
 mod demo;
+mod equipment;
 mod guest;
 mod hybrid;
 mod initramfs;
@@ -26,6 +26,7 @@ mod project;
 mod qemu;
 mod qmp;
 mod suite;
+mod talk;
 mod test;
 mod wait;
 
@@ -34,7 +35,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::apt::Tool;
 use crate::kernel::Series;
 use crate::test::Selection;
 
@@ -78,38 +78,6 @@ enum Task {
     },
 }
 
-/// What guests need that cargo doesn't bring.
-const TOOLS: [Tool; 7] = [
-    Tool {
-        program: "qemu-system-x86_64",
-        package: "qemu-system-x86",
-    },
-    Tool {
-        program: "busybox",
-        package: "busybox-static",
-    },
-    Tool {
-        program: "socat",
-        package: "socat",
-    },
-    Tool {
-        program: "ncat",
-        package: "ncat",
-    },
-    Tool {
-        program: "zstd",
-        package: "zstd",
-    },
-    Tool {
-        program: "lz4",
-        package: "lz4",
-    },
-    Tool {
-        program: "xz",
-        package: "xz-utils",
-    },
-];
-
 fn main() -> ExitCode {
     let Arguments { task } = Arguments::parse();
     progress::elapsed();
@@ -125,10 +93,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<()> {
     process::clean_up_on_signals()?;
     match task {
-        Task::Demo { keep, kernel } => {
-            apt::provide(&TOOLS)?;
-            demo::run(kernel, keep)
-        }
+        Task::Demo { keep, kernel } => demo::run(kernel, keep),
         Task::Test {
             skip_guests,
             only_guests,
@@ -140,9 +105,6 @@ fn perform(task: Task) -> Result<()> {
                 (false, Some(kernel)) => vec![kernel],
                 (false, None) => Series::ALL.to_vec(),
             };
-            if !kernels.is_empty() {
-                apt::provide(&TOOLS)?;
-            }
             test::run_all(&Selection {
                 without_guests: !only_guests,
                 kernels,

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::equipment::Equipment;
 use crate::kernel::Series;
-use crate::lab::{self, Equipment, Lab};
+use crate::lab::Lab;
 use crate::progress::{detail, say};
 use crate::project;
 
@@ -96,10 +97,8 @@ struct Outcome {
 /// Runs the cases whose name contains `filter`, on each of `kernels`; an error if any
 /// fails.
 pub(crate) fn run(kernels: &[Series], filter: &str) -> Result<()> {
-    let daemon = lab::build_daemon()?;
     let mut outcomes = Vec::new();
-    for &series in kernels {
-        let equipment = Equipment::get(series, &daemon)?;
+    for equipment in Equipment::get(kernels)? {
         outcomes.extend(run_on(&equipment, filter)?);
     }
     summarize(kernels, &outcomes)
@@ -150,7 +149,7 @@ fn still_alive(passed: Passed) -> Result<Passed, Box<Broken>> {
     else {
         return Ok(passed);
     };
-    match lab.daemon.check().and_then(|()| lab.guest.qemu.check()) {
+    match lab.check() {
         Ok(()) => Ok(Passed {
             lab: Some(lab),
             note,

@@ -4,7 +4,8 @@ use anyhow::{Result, ensure};
 use guest_agent::script::{Passage, Receive, Send, Step};
 
 use super::Case;
-use crate::lab::{Initiator, Lab, Talk};
+use crate::lab::Lab;
+use crate::talk::{Direction, Initiator, Talk};
 
 /// The size of a bulk transfer.
 pub(crate) const BULK: u64 = 100_000_000;
@@ -30,35 +31,6 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(Case::new(name, move |lab| duplex(lab, initiator)));
     }
     cases
-}
-
-/// Where the bytes of a transfer go.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Direction {
-    /// From the guest to the host.
-    ToHost,
-    /// From the host to the guest.
-    ToGuest,
-}
-
-impl Direction {
-    pub(crate) const BOTH: [Self; 2] = [Self::ToHost, Self::ToGuest];
-
-    /// As the names of cases have it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::ToHost => "guest to host",
-            Self::ToGuest => "host to guest",
-        }
-    }
-
-    /// The steps of guest and host, given those of the sender and the receiver.
-    pub(crate) fn assign(self, sender: Vec<Step>, receiver: Vec<Step>) -> (Vec<Step>, Vec<Step>) {
-        match self {
-            Self::ToHost => (sender, receiver),
-            Self::ToGuest => (receiver, sender),
-        }
-    }
 }
 
 /// One bulk transfer.

@@ -7,8 +7,9 @@ use guest_agent::script::{Receive, Send, Step, milliseconds};
 use rustix::io::Errno;
 
 use super::Case;
-use super::bulk::{BULK, Direction, Transfer};
-use crate::lab::{Initiator, Lab, Talk};
+use super::bulk::{BULK, Transfer};
+use crate::lab::Lab;
+use crate::talk::{Direction, Initiator, Talk};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();

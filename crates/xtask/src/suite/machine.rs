@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use guest_agent::protocol::Endpoint;
-use guest_agent::script::{Connected, Receive, Report, Send, Step, milliseconds, run_all};
+use guest_agent::script::{Connected, Receive, Send, Step, milliseconds, run_all};
 
-use super::bulk::{Direction, Transfer};
+use super::bulk::Transfer;
 use super::{Case, Passed};
 use crate::guest::{BOOT_DEADLINE, Ongoing};
 use crate::hybrid::{self, Listener};
-use crate::lab::{HOST_CID, Initiator, Lab};
+use crate::lab::{HOST_CID, Lab};
+use crate::talk::{Direction, Initiator, succeeded};
 use crate::wait;
 
 /// How soon the host's end of a connection has to end with its guest.
@@ -49,7 +50,7 @@ pub(super) fn cases() -> Vec<Case> {
 fn stop_and_cont(lab: &mut Lab) -> Result<String> {
     const HALF: u64 = 2_000_000;
     let port = lab.port();
-    let listener = Listener::bind(&lab.vm.uds, port)?;
+    let listener = Listener::bind(lab.uds(), port)?;
     let guest = vec![Step::Echo];
     let ongoing = lab.guest.converse(
         Endpoint::Connect {
@@ -110,7 +111,7 @@ fn no_descriptor_left(lab: &mut Lab) -> Result<String> {
     }
     let what = format!("the daemon to be back at {before} descriptors");
     wait::until(&what, IDLE_DEADLINE, || {
-        Ok((lab.daemon.descriptors()? <= before).then_some(()))
+        Ok((lab.descriptors()? <= before).then_some(()))
     })?;
     Ok(String::new())
 }
@@ -129,11 +130,11 @@ fn reset(lab: &mut Lab) -> Result<String> {
 fn killed(mut lab: Lab) -> Result<Passed> {
     let held = Held::open(&mut lab)?;
     let start = Instant::now();
-    let guestless = lab.kill_guest()?;
+    let site = lab.kill_guest()?;
     held.end_by(start + END_DEADLINE)
         .context("after QEMU was killed")?;
     let took = milliseconds(start.elapsed());
-    let mut lab = guestless
+    let mut lab = site
         .boot()
         .context("boot the next guest on the same socket")?;
     works_both_ways(&mut lab)?;
@@ -147,8 +148,8 @@ fn killed(mut lab: Lab) -> Result<Passed> {
 /// each time, and connected once the guest's program listens.
 fn redial(mut lab: Lab) -> Result<Passed> {
     let port = lab.port();
-    let uds = lab.vm.uds.clone();
-    let guestless = lab.kill_guest()?;
+    let uds = lab.uds().to_owned();
+    let site = lab.kill_guest()?;
     let redialling = thread::spawn(move || {
         let (mut refusals, mut slowest) = (0, Duration::ZERO);
         let connected = wait::until("the guest to accept", 2 * BOOT_DEADLINE, || {
@@ -160,7 +161,7 @@ fn redial(mut lab: Lab) -> Result<Passed> {
         })?;
         Ok::<_, anyhow::Error>((connected, refusals, slowest))
     });
-    let mut lab = guestless.boot()?;
+    let mut lab = site.boot()?;
     let guest = lab
         .guest
         .converse(Endpoint::Listen { port }, 1, vec![Step::Echo])?;
@@ -185,7 +186,7 @@ fn redial(mut lab: Lab) -> Result<Passed> {
 /// its sockets along.
 fn terminated(mut lab: Lab) -> Result<Passed> {
     let held = Held::open(&mut lab)?;
-    let sockets = [lab.vm.socket.clone(), lab.vm.uds.clone()];
+    let sockets = [lab.vm().socket.clone(), lab.uds().to_owned()];
     let status = lab.terminate_daemon(TERMINATE_DEADLINE)?;
     ensure!(status.success(), "the daemon ended with {status}");
     held.end_by(Instant::now() + END_DEADLINE)
@@ -210,7 +211,7 @@ impl Held {
     fn open(lab: &mut Lab) -> Result<Self> {
         let script = vec![Step::Send(Send::new(1, 5)), Step::ExpectEnd];
         let port = lab.port();
-        let listener = Listener::bind(&lab.vm.uds, port)?;
+        let listener = Listener::bind(lab.uds(), port)?;
         let endpoint = Endpoint::Connect {
             cid: HOST_CID,
             port,
@@ -220,7 +221,7 @@ impl Held {
 
         let port = lab.port();
         let to_guest = lab.guest.converse(Endpoint::Listen { port }, 1, script)?;
-        let dialled = hybrid::dial(&lab.vm.uds, port)?.context("CONNECT was refused")?;
+        let dialled = hybrid::dial(lab.uds(), port)?.context("CONNECT was refused")?;
 
         let mut sockets = Vec::new();
         for Connected { socket, .. } in [accepted, dialled.connection] {
@@ -277,11 +278,4 @@ fn works_both_ways(lab: &mut Lab) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn succeeded(report: &Report) -> Result<()> {
-    match &report.failure {
-        Some(failure) => bail!("{}", failure.why),
-        None => Ok(()),
-    }
 }

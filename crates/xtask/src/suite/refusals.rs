@@ -37,7 +37,7 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn dead_socket(lab: &mut Lab) -> Result<String> {
     let port = lab.port();
-    let path = hybrid::port_path(&lab.vm.uds, port);
+    let path = hybrid::port_path(lab.uds(), port);
     // The socket closes at once; its file stays.
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(&path)?)?;
@@ -47,7 +47,7 @@ fn dead_socket(lab: &mut Lab) -> Result<String> {
 
 fn full_backlog(lab: &mut Lab) -> Result<String> {
     let port = lab.port();
-    let address = SockAddr::unix(hybrid::port_path(&lab.vm.uds, port))?;
+    let address = SockAddr::unix(hybrid::port_path(lab.uds(), port))?;
     let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     listener.bind(&address)?;
     listener.listen(0)?;
@@ -84,7 +84,7 @@ fn guest_is_refused(lab: &mut Lab, port: u32) -> Result<String> {
 fn no_listener_in_guest(lab: &mut Lab) -> Result<String> {
     let port = lab.port();
     let start = Instant::now();
-    let refused = hybrid::dial(&lab.vm.uds, port)
+    let refused = hybrid::dial(lab.uds(), port)
         .context("await the refusal")?
         .is_none();
     ensure!(refused, "the connection was not refused");

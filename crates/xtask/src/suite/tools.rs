@@ -49,7 +49,7 @@ pub(super) fn cases() -> Vec<Case> {
 fn client_sends(lab: &mut Lab, command: fn(u32) -> String) -> Result<String> {
     lab.guest.write_file(SENT, BYTES, SEED)?;
     let port = lab.port();
-    let listener = Listener::bind(&lab.vm.uds, port)?;
+    let listener = Listener::bind(lab.uds(), port)?;
     let tool = shell(lab, &command(port))?;
     let receive = [Step::Receive(Receive::new(BYTES, SEED)), Step::ExpectEnd];
     finish(host_end(listener.accept(), &receive), &tool)
@@ -58,7 +58,7 @@ fn client_sends(lab: &mut Lab, command: fn(u32) -> String) -> Result<String> {
 fn server_receives(lab: &mut Lab, command: fn(u32) -> String) -> Result<String> {
     let port = lab.port();
     let tool = shell(lab, &command(port))?;
-    let dialled = hybrid::dial_until_accepted(&lab.vm.uds, port)?;
+    let dialled = hybrid::dial_until_accepted(lab.uds(), port)?;
     finish(
         host_end(
             Ok(dialled.connection),
@@ -73,7 +73,7 @@ fn server_receives(lab: &mut Lab, command: fn(u32) -> String) -> Result<String> 
 fn server_echoes(lab: &mut Lab, command: fn(u32) -> String) -> Result<String> {
     let port = lab.port();
     let tool = shell(lab, &command(port))?;
-    let dialled = hybrid::dial_until_accepted(&lab.vm.uds, port)?;
+    let dialled = hybrid::dial_until_accepted(lab.uds(), port)?;
     let exchange = [
         Step::Exchange(Send::new(BYTES, SEED), Receive::new(BYTES, SEED)),
         Step::FinishSending,

@@ -1,0 +1,137 @@
+//! A conversation: what both ends do on some connections, and how it went.
+
+use std::thread::JoinHandle;
+
+use anyhow::{Result, anyhow, bail};
+use guest_agent::script::{Failure, Report, Step};
+
+use crate::guest::Ongoing;
+
+/// Who makes the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Initiator {
+    /// The guest connects to a socket of the host.
+    Guest,
+    /// The host connects to a port of the guest, with CONNECT.
+    Host,
+}
+
+impl Initiator {
+    pub(crate) const BOTH: [Self; 2] = [Self::Guest, Self::Host];
+
+    /// As the names of cases have it.
+    pub(crate) fn connects(self) -> &'static str {
+        match self {
+            Self::Guest => "guest connects",
+            Self::Host => "host connects",
+        }
+    }
+}
+
+/// Where the bytes of a transfer go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Direction {
+    /// From the guest to the host.
+    ToHost,
+    /// From the host to the guest.
+    ToGuest,
+}
+
+impl Direction {
+    pub(crate) const BOTH: [Self; 2] = [Self::ToHost, Self::ToGuest];
+
+    /// As the names of cases have it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::ToHost => "guest to host",
+            Self::ToGuest => "host to guest",
+        }
+    }
+
+    /// What belongs to guest and host, given what belongs to the sender and the receiver.
+    pub(crate) fn assign<T>(self, sender: T, receiver: T) -> (T, T) {
+        match self {
+            Self::ToHost => (sender, receiver),
+            Self::ToGuest => (receiver, sender),
+        }
+    }
+}
+
+/// What both ends do on a number of connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Talk {
+    /// Who makes the connections.
+    pub(crate) initiator: Initiator,
+    /// How many there are, all at once.
+    pub(crate) connections: usize,
+    /// What the guest does on each.
+    pub(crate) guest: Vec<Step>,
+    /// What the host does on each.
+    pub(crate) host: Vec<Step>,
+}
+
+/// A conversation that is going on.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    /// The guest's end.
+    pub(crate) guest: Ongoing,
+    /// The host's end.
+    pub(crate) host: JoinHandle<Vec<Report>>,
+}
+
+impl Begun {
+    /// Waits for both ends to come to the end of their scripts.
+    pub(crate) fn finish(self) -> Result<Ends> {
+        let host = self
+            .host
+            .join()
+            .map_err(|_| anyhow!("the host's end has panicked"))?;
+        Ok(Ends {
+            guest: self.guest.reports()?,
+            host,
+        })
+    }
+}
+
+/// How a conversation went at both ends.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    /// The guest's reports.
+    pub(crate) guest: Vec<Report>,
+    /// The host's reports.
+    pub(crate) host: Vec<Report>,
+}
+
+impl Ends {
+    /// An error that tells what failed at each end, if anything did.
+    pub(crate) fn succeeded(&self) -> Result<()> {
+        let ends = [("guest", &self.guest), ("host", &self.host)];
+        let failures: Vec<_> = ends
+            .into_iter()
+            .filter_map(|(end, reports)| failure(end, reports))
+            .collect();
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            bail!(failures.join("; "))
+        }
+    }
+}
+
+/// The first failure at one end, and how many there are.
+fn failure(end: &str, reports: &[Report]) -> Option<String> {
+    let mut failures = reports.iter().filter_map(|report| report.failure.as_ref());
+    let Failure { why, .. } = failures.next()?;
+    Some(match reports.len() {
+        1 => format!("{end}: {why}"),
+        all => format!("{end} ({} of {all}): {why}", 1 + failures.count()),
+    })
+}
+
+/// An error that tells why a script ended early, if it did.
+pub(crate) fn succeeded(report: &Report) -> Result<()> {
+    match &report.failure {
+        Some(failure) => bail!("{}", failure.why),
+        None => Ok(()),
+    }
+}
