@@ -59,6 +59,8 @@ pub enum Cause {
     CreditViolation(CreditViolation),
     /// The guest sent a packet that its state does not allow.
     UnexpectedPacket(Op),
+    /// The guest sent a packet that can't be read.
+    MalformedPacket,
     /// The host's end failed.
     HostError,
 }
@@ -240,6 +242,8 @@ impl Connection {
     fn take_credit(&mut self, header: &Header) {
         self.guest_credit.update(header.buf_alloc, header.fwd_cnt);
         self.asked_for_packets = false;
+        // A guest that has made its window smaller may have to be told of less room.
+        self.tell_when_due();
     }
 
     fn receive_payload(&mut self, len: u32) -> Received {
@@ -270,6 +274,10 @@ impl Connection {
     /// because it receives no more.
     pub fn forwarded(&mut self, len: usize) {
         self.host_credit.forwarded(wire_len(len));
+        self.tell_when_due();
+    }
+
+    fn tell_when_due(&mut self) {
         let guest_sends = !self.guest_ended.contains(ShutdownFlags::SEND);
         if self.state == State::Established
             && guest_sends
@@ -408,6 +416,12 @@ impl Connection {
         if self.may_send() && self.credit_requests.begin() {
             self.pending |= Pending::CREDIT_REQUEST;
         }
+    }
+
+    /// The caller has no payload for the guest any more, so nobody waits for credit.
+    pub fn unblocked(&mut self) {
+        self.credit_requests.end();
+        self.pending -= Pending::CREDIT_REQUEST;
     }
 
     /// When [`Self::handle_timeout`] is due.
@@ -728,6 +742,40 @@ mod tests {
         assert_eq!(ops(&mut connection, now), []);
         connection.receive(&from_guest(Op::CreditRequest), now);
         assert_eq!(ops(&mut connection, now), [Op::CreditUpdate]);
+    }
+
+    #[test]
+    fn tells_a_guest_that_made_its_window_smaller() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        connection.receive(
+            &Header {
+                len: 500,
+                ..from_guest(Op::Rw)
+            },
+            now,
+        );
+        connection.forwarded(500);
+        assert_eq!(ops(&mut connection, now), []);
+        connection.receive(
+            &Header {
+                buf_alloc: 400,
+                ..from_guest(Op::CreditUpdate)
+            },
+            now,
+        );
+        assert_eq!(ops(&mut connection, now), [Op::CreditUpdate]);
+    }
+
+    #[test]
+    fn asks_no_more_when_nothing_waits() {
+        let now = Instant::now();
+        let mut connection = established(now);
+        connection.data_header(BUF as usize);
+        connection.blocked();
+        assert_eq!(ops(&mut connection, now), [Op::CreditRequest]);
+        connection.unblocked();
+        assert_eq!(connection.deadline(), None);
     }
 
     #[test]

@@ -129,14 +129,14 @@ impl<H> Table<H> {
         Ok(id)
     }
 
-    /// Whether a connection has these ends.
-    pub fn contains(&self, host: VsockAddr, guest: VsockAddr) -> bool {
-        self.by_ends.contains_key(&(host, guest))
-    }
-
     /// The connection that a packet of the guest's belongs to.
     pub fn find(&self, header: &Header) -> Option<ConnectionId> {
-        self.by_ends.get(&(header.dst, header.src)).copied()
+        self.find_ends(header.dst, header.src)
+    }
+
+    /// The connection between these ends.
+    pub fn find_ends(&self, host: VsockAddr, guest: VsockAddr) -> Option<ConnectionId> {
+        self.by_ends.get(&(host, guest)).copied()
     }
 
     /// An entry; `None` when it was removed.

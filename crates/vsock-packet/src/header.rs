@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::{Cid, HEADER_LEN, Op, PortNumber, ShutdownFlags, SocketType, VsockAddr};
+use crate::{Cid, HEADER_LEN, Op, ShutdownFlags, SocketType, VsockAddr};
 
 mod field {
     use super::Range;
@@ -114,6 +114,13 @@ impl RawHeader {
         self.0[field::FLAGS].copy_from_slice(&flags.to_le_bytes());
     }
 
+    /// The ends the packet names, source first; `None` when one is not a CID of 32 bits.
+    pub fn ends(&self) -> Option<(VsockAddr, VsockAddr)> {
+        let src = VsockAddr::new(Cid::from_wire(self.src_cid())?, self.src_port());
+        let dst = VsockAddr::new(Cid::from_wire(self.dst_cid())?, self.dst_port());
+        Some((src, dst))
+    }
+
     /// The RST that answers this packet when no connection is there for it: both ends
     /// swapped, the same type, no payload and no credit.
     ///
@@ -212,25 +219,16 @@ impl Header {
     /// [`HeaderError`] for a CID of more than 32 bits, an unknown type or an unknown op.
     /// The caller answers with [`RawHeader::rst`].
     pub fn parse(raw: &RawHeader) -> Result<Self, HeaderError> {
-        let (Some(src), Some(dst)) = (Cid::from_wire(raw.src_cid()), Cid::from_wire(raw.dst_cid()))
-        else {
-            return Err(HeaderError::WideCid {
-                src_cid: raw.src_cid(),
-                dst_cid: raw.dst_cid(),
-            });
+        let Some((src, dst)) = raw.ends() else {
+            let (src_cid, dst_cid) = (raw.src_cid(), raw.dst_cid());
+            return Err(HeaderError::WideCid { src_cid, dst_cid });
         };
         let socket_type = SocketType::from_wire(raw.socket_type())
             .ok_or(HeaderError::UnknownType(raw.socket_type()))?;
         let op = Op::from_wire(raw.op()).ok_or(HeaderError::UnknownOp(raw.op()))?;
         Ok(Self {
-            src: VsockAddr {
-                cid: src,
-                port: PortNumber::new(raw.src_port()),
-            },
-            dst: VsockAddr {
-                cid: dst,
-                port: PortNumber::new(raw.dst_port()),
-            },
+            src,
+            dst,
             len: raw.len(),
             socket_type,
             op,

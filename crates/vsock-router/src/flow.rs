@@ -347,15 +347,12 @@ impl Half {
         now: Instant,
     ) -> Result<Delivered, Violation> {
         if self.takes(packet) {
-            let waiting = !self.backlog.is_empty() && self.put_backlog(receiver) != Put::All;
-            if waiting || !self.put_control(Pending::AHEAD, receiver, now) {
-                self.keep(packet, limit)?;
-            } else {
-                let header = self.header(Op::Rw, packet.header.flags);
-                let mut packet = Packet::new(header, packet.payload);
-                if put(&mut packet, &mut self.window, receiver) != Put::All {
-                    self.keep(&packet, limit)?;
-                }
+            let clear = self.put_control(Pending::AHEAD, receiver, now)
+                && self.put_backlog(receiver) == Put::All;
+            let header = self.header(Op::Rw, packet.header.flags);
+            let mut packet = Packet::new(header, packet.payload);
+            if !clear || put(&mut packet, &mut self.window, receiver) != Put::All {
+                self.keep(&packet, limit)?;
             }
         }
         Ok(self.flush(receiver, now))

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use vsock_packet::{Cid, Features, Header, Op, RawHeader, SocketType};
+use vsock_packet::{Cid, Features, Header, Op, RawHeader, SocketType, VsockAddr};
 
 use crate::flow::{Charged, Delivered, Ends, Half, Violation};
 use crate::port::{Packet, Port, Receiver};
@@ -43,6 +43,8 @@ pub struct SiblingCounters {
     pub violations: u64,
     /// Connections reset because an end did not answer in time.
     pub timeouts: u64,
+    /// Packets of no connection, answered with an RST.
+    pub strangers: u64,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +52,7 @@ struct Counters {
     opened: AtomicU64,
     violations: AtomicU64,
     timeouts: AtomicU64,
+    strangers: AtomicU64,
 }
 
 /// The flows that lead to a member.
@@ -94,6 +97,7 @@ impl Member {
             opened: self.counters.opened.load(Ordering::Relaxed),
             violations: self.counters.violations.load(Ordering::Relaxed),
             timeouts: self.counters.timeouts.load(Ordering::Relaxed),
+            strangers: self.counters.strangers.load(Ordering::Relaxed),
         }
     }
 
@@ -112,7 +116,8 @@ impl Member {
         self.features.store(features.bits(), Ordering::Relaxed);
     }
 
-    pub(crate) fn takes(&self, socket_type: SocketType) -> bool {
+    /// Whether the guest's driver takes sockets of this type.
+    pub fn takes(&self, socket_type: SocketType) -> bool {
         let features = Features::from_bits_truncate(self.features.load(Ordering::Relaxed));
         features.contains(match socket_type {
             SocketType::Stream => Features::STREAM,
@@ -225,6 +230,7 @@ impl Member {
                 Verdict::Drop => (),
                 Verdict::Stranger => {
                     own = true;
+                    self.counters.strangers.fetch_add(1, Ordering::Relaxed);
                     if let Some(packet) = some.first() {
                         self.refuse(&packet.header.to_raw());
                     }
@@ -241,11 +247,24 @@ impl Member {
         self.counters.violations.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether the guest has a connection that this packet belongs to.
-    pub fn has_flow(&self, header: &Header) -> bool {
-        self.flows()
+    /// Resets the guest's connection between its end `own` and the sibling's end `peer`,
+    /// because something of it is lost. `false` when there is none.
+    pub fn ruin(&self, own: VsockAddr, peer: VsockAddr, now: Instant) -> bool {
+        let ends = Ends {
+            to: own,
+            from: peer,
+        };
+        let sibling = self
+            .flows()
             .halves
-            .contains_key(&Ends::of(header).reversed())
+            .get(&ends)
+            .map(|flow| Arc::clone(&flow.peer));
+        if let Some(sibling) = &sibling {
+            self.count_violation();
+            self.end(ends, Half::reset, now);
+            sibling.end(ends.reversed(), Half::reset, now);
+        }
+        sibling.is_some()
     }
 
     /// Answers a packet of the guest's that belongs to no connection, or asks for one

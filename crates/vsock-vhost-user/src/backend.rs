@@ -62,7 +62,7 @@ impl Backend {
     }
 }
 
-/// Locks, also after a panic: it ended one turn, which is no reason to end the guest.
+/// Locks, also after a panic elsewhere: that is no reason for another one here.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -84,7 +84,7 @@ impl VhostUserBackend for Backend {
             | 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC
             | 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX
             | PROTOCOL_FEATURES
-            | (Features::STREAM | Features::NO_IMPLIED_STREAM).bits()
+            | Features::all().bits()
     }
 
     fn acked_features(&self, features: u64) {

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
-use vsock_packet::GuestCid;
+use vsock_packet::{Cid, GuestCid};
 
 /// Where a guest's frontend connects.
 #[derive(Debug)]
@@ -24,8 +24,11 @@ pub struct GuestConfig {
     /// The hybrid vsock socket: host applications connect here, and the guest's
     /// connections to host port P go to the socket at this path with `_P` appended.
     pub uds_path: PathBuf,
-    /// The groups whose guests this one may reach.
+    /// The groups this guest is in. It reaches the guests it shares one with; with none,
+    /// it reaches the host only.
     pub groups: Vec<String>,
+    /// CIDs that mean the host to this guest, beside 2. A nitro enclave dials CID 3.
+    pub host_cids: Vec<Cid>,
     /// The largest ring the frontend may ask for, in descriptors: a power of two.
     pub queue_size: u16,
     /// What is kept for a host application that does not read, in bytes for each
@@ -50,6 +53,7 @@ impl GuestConfig {
             socket: VhostUserSocket::Path(socket.into()),
             uds_path: uds_path.into(),
             groups: Vec::new(),
+            host_cids: Vec::new(),
             queue_size: Self::MAX_QUEUE_SIZE,
             tx_buffer_size: Self::DEFAULT_TX_BUFFER_SIZE,
             max_connections: Self::DEFAULT_MAX_CONNECTIONS,

@@ -100,7 +100,7 @@ impl Connections {
         let connection =
             Connection::requested(host, guest, self.buf_alloc, self.timeouts, self.now);
         let end = HostEnd::new(socket, Some(host_port));
-        let taken = self.table.contains(host, guest);
+        let taken = self.table.find_ends(host, guest).is_some();
         let Some(id) = (!taken)
             .then(|| self.table.insert(connection, end).ok())
             .flatten()
@@ -144,7 +144,8 @@ impl Connections {
     }
 
     /// Takes a packet of a connection's. `true` when its payload is to be
-    /// [written](Self::write).
+    /// [written](Self::write); otherwise it is to be [settled](Self::settle) when the
+    /// payload before it was written.
     pub(crate) fn receive(&mut self, id: ConnectionId, header: &Header) -> bool {
         let Some(entry) = self.table.get_mut(id) else {
             return false;
@@ -169,8 +170,21 @@ impl Connections {
         if entry.host.is_readable() {
             self.table.mark_ready(id);
         }
-        self.settle(id);
         false
+    }
+
+    /// Resets the connection between these ends, of which a packet can't be read. `false`
+    /// when there is none.
+    pub(crate) fn ruin(&mut self, host: VsockAddr, guest: VsockAddr) -> bool {
+        let id = self.table.find_ends(host, guest);
+        if let Some(id) = id
+            && let Some(entry) = self.table.get_mut(id)
+        {
+            entry.connection.reset(Cause::MalformedPacket);
+            self.counters.violations.add(1);
+            self.settle(id);
+        }
+        id.is_some()
     }
 
     /// Passes payload of the guest's on to the host's application.
@@ -221,11 +235,11 @@ impl Connections {
     }
 
     /// Fills the RX ring with what the connections have, in turn, for at most `turns` of
-    /// them.
-    pub(crate) fn fill(&mut self, rx: &mut RxPass<'_, '_>, turns: usize) {
+    /// them. `true` when that was not enough though there are buffers.
+    pub(crate) fn fill(&mut self, rx: &mut RxPass<'_, '_>, turns: usize) -> bool {
         for _ in 0..turns {
             let Some(id) = self.table.next_ready() else {
-                return;
+                return false;
             };
             let Some(entry) = self.table.get_mut(id) else {
                 continue;
@@ -244,9 +258,10 @@ impl Connections {
             }
             self.settle(id);
             if outcome == Outcome::NoBuffer {
-                return;
+                return false;
             }
         }
+        self.table.has_ready()
     }
 
     /// The guest is gone or starts anew: all its connections end. What it sent before is
@@ -262,7 +277,7 @@ impl Connections {
 
     /// Carries over from each end to the other what has to be, and lets go of the
     /// connection when both are done.
-    fn settle(&mut self, id: ConnectionId) {
+    pub(crate) fn settle(&mut self, id: ConnectionId) {
         let Some(entry) = self.table.get_mut(id) else {
             return;
         };
@@ -270,8 +285,13 @@ impl Connections {
         if connection.closed().is_none() {
             settle_open(connection, host, self.now);
         }
-        if connection.closed().is_some() && host.is_flushed() {
-            host.close();
+        if connection.closed().is_some() {
+            if host.is_flushed() {
+                host.close();
+            } else {
+                // The application may be waiting for its own writes to be read.
+                host.end_reading();
+            }
         }
         match (connection.closed(), connection.has_control()) {
             (Some(_), false) if host.is_closed() => self.drop_entry(id),
@@ -393,6 +413,7 @@ impl Turn<'_> {
             }
             Read::NotReady => {
                 rx.put_back();
+                self.connection.unblocked();
                 0
             }
             Read::End { gone } => {

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vsock_router::SiblingCounters;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// The counters of one guest, shared with its worker.
@@ -15,11 +17,13 @@ macro_rules! counters {
         #[non_exhaustive]
         pub struct CounterValues {
             $($(#[$doc])* pub $name: u64,)*
+            /// What happened with siblings.
+            pub siblings: SiblingCounters,
         }
 
         impl Counters {
-            pub(crate) fn values(&self) -> CounterValues {
-                CounterValues { $($name: self.$name.0.load(Ordering::Relaxed),)* }
+            pub(crate) fn values(&self, siblings: SiblingCounters) -> CounterValues {
+                CounterValues { $($name: self.$name.0.load(Ordering::Relaxed),)* siblings }
             }
         }
     };
@@ -52,8 +56,6 @@ counters! {
     refused_requests,
     /// Host applications whose CONNECT was refused, or never finished.
     refused_clients,
-    /// Packets of no connection, answered with an RST.
-    strangers,
     /// Packets with a header that no packet may have.
     invalid_headers,
     /// TX chains that hold no whole packet.

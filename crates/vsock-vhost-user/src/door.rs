@@ -2,9 +2,11 @@
 //! guest's ports they want.
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -13,8 +15,10 @@ use slab::Slab;
 use tracing::{debug, warn};
 use vsock_packet::PortNumber;
 
+use crate::counters::Counters;
 use crate::handshake::Handshake;
 use crate::poller::{EventFlags, Poller, Token};
+use crate::seldom::Seldom;
 
 /// Clients that may be about to say their port. One more, and the oldest has to go: who
 /// means it says so at once.
@@ -47,11 +51,17 @@ pub(crate) struct Door {
     /// A client may be waiting to be let in.
     rung: bool,
     retry_at: Option<Instant>,
+    counters: Arc<Counters>,
+    warnings: Seldom,
 }
 
 impl Door {
     /// Opens the door: `listener` is watched from now on.
-    pub(crate) fn new(listener: UnixListener, poller: &Poller) -> io::Result<Self> {
+    pub(crate) fn new(
+        listener: UnixListener,
+        poller: &Poller,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         poller.add(&listener, Token::Listener, EventFlags::IN | EventFlags::ET)?;
         Ok(Self {
@@ -60,6 +70,8 @@ impl Door {
             by_age: VecDeque::new(),
             rung: false,
             retry_at: None,
+            counters,
+            warnings: Seldom::default(),
         })
     }
 
@@ -85,7 +97,9 @@ impl Door {
                 Err(Errno::INTR | Errno::CONNABORTED) => (),
                 Err(Errno::AGAIN) => self.rung = false,
                 Err(error) => {
-                    warn!(%error, "cannot accept host applications; trying again");
+                    if self.warnings.pass(now).is_some() {
+                        warn!(%error, "cannot accept host applications; trying again");
+                    }
                     self.rung = false;
                     self.retry_at = Some(now + BACK_OFF);
                 }
@@ -115,11 +129,16 @@ impl Door {
     fn dismiss_oldest(&mut self) {
         while let Some((deadline, key)) = self.by_age.pop_front() {
             if self.is_current(deadline, key) {
-                debug!("too many host applications without a CONNECT: the oldest has to go");
-                self.handshakes.remove(key);
+                self.dismiss(key, "one too many, and the oldest");
                 return;
             }
         }
+    }
+
+    fn dismiss(&mut self, key: usize, why: impl Display) {
+        debug!(%why, "a host application without a CONNECT is dismissed");
+        self.counters.refused_clients.add(1);
+        self.handshakes.remove(key);
     }
 
     /// Whether the place `key` still has the handshake with this deadline.
@@ -145,8 +164,7 @@ impl Door {
                 callers.push(Caller { port, socket });
             }
             Err(error) => {
-                debug!(%error, "a host application without a CONNECT");
-                self.handshakes.remove(key);
+                self.dismiss(key, error);
             }
         }
     }
@@ -172,8 +190,7 @@ impl Door {
             if let Some((deadline, key)) = self.by_age.pop_front()
                 && self.is_current(deadline, key)
             {
-                debug!("a host application took too long over its CONNECT");
-                self.handshakes.remove(key);
+                self.dismiss(key, "it took too long");
             }
         }
         if self.retry_at.is_some_and(|at| at <= now) {

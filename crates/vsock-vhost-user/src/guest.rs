@@ -10,17 +10,19 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tracing::{info, warn};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
 use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::epoll::EventSet;
 use vsock_packet::{Config, GuestCid};
+use vsock_router::Member;
 
 use crate::backend::{Backend, POLLER_TOKEN, lock};
 use crate::counters::{CounterValues, Counters};
 use crate::memory::Memory;
+use crate::server::Seat;
 use crate::socket_io;
 use crate::unix_socket::SocketPath;
 use crate::worker::{Cause, Worker};
@@ -30,7 +32,10 @@ use crate::worker::{Cause, Worker};
 pub(crate) struct Guest {
     stop: Arc<Stop>,
     counters: Arc<Counters>,
+    member: Arc<Member>,
     thread: Option<JoinHandle<()>>,
+    /// Freed when the thread is joined.
+    _seat: Seat,
     /// Freed last.
     _paths: Vec<SocketPath>,
 }
@@ -54,6 +59,7 @@ impl Guest {
         queue_size: u16,
         listener: UnixListener,
         paths: Vec<SocketPath>,
+        seat: Seat,
     ) -> io::Result<Self> {
         let stop = Arc::new(Stop {
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -62,6 +68,7 @@ impl Guest {
         // Accepting waits, but only for a frontend that is known to be there.
         listener.set_nonblocking(false)?;
         let counters = Arc::clone(&worker.counters);
+        let member = Arc::clone(&worker.member);
         let service = Service {
             config: Config { guest_cid: cid },
             queue_size,
@@ -77,13 +84,20 @@ impl Guest {
         Ok(Self {
             stop,
             counters,
+            member,
             thread: Some(thread),
+            _seat: seat,
             _paths: paths,
         })
     }
 
     pub(crate) fn counters(&self) -> CounterValues {
-        self.counters.values()
+        self.counters.values(self.member.counters())
+    }
+
+    /// Has the guest begin to end. It has ended when this is dropped.
+    pub(crate) fn ask_to_end(&self) {
+        self.stop.ask();
     }
 }
 
@@ -130,58 +144,69 @@ struct Service {
     stop: Arc<Stop>,
 }
 
+/// How long to wait after a frontend that could not be served: the process is out of
+/// descriptors or threads.
+const BACK_OFF: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
 /// What a guest's thread was waiting for.
 enum Wake {
     Stop,
     Frontend,
     Host,
+    BackedOff,
 }
 
 impl Service {
     fn run(mut self) {
+        let mut back_off = false;
         loop {
-            match self.wait() {
+            match self.wait(back_off) {
                 Wake::Stop => return,
                 Wake::Host => lock(&self.worker).turn(Cause::Host),
+                Wake::BackedOff => back_off = false,
                 Wake::Frontend => {
                     if let Err(error) = self.serve() {
-                        warn!(guest = %self.config.guest_cid, %error, "cannot serve the frontend");
+                        let guest = self.config.guest_cid;
+                        warn!(%guest, %error, "cannot serve the frontend; trying again");
+                        back_off = true;
                     }
                 }
             }
         }
     }
 
-    fn wait(&self) -> Wake {
+    /// Waits for something to do; not for frontends, but for a while, when `backing_off`.
+    fn wait(&self, backing_off: bool) -> Wake {
         let mut fds = [
             PollFd::new(&self.stop.event, PollFlags::IN),
             PollFd::new(&self.poller, PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
         ];
+        let (fds, time) = if backing_off {
+            (&mut fds[..2], Some(&BACK_OFF))
+        } else {
+            (&mut fds[..], None)
+        };
         // An interrupted wait is one that ended early.
-        let _ = poll(&mut fds, None);
-        match fds.map(|fd| !fd.revents().is_empty()) {
-            [true, ..] => Wake::Stop,
-            [_, _, true] => Wake::Frontend,
+        if poll(fds, time) == Ok(0) {
+            return Wake::BackedOff;
+        }
+        let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        match [ready(0), ready(2)] {
+            [true, _] => Wake::Stop,
+            [_, true] => Wake::Frontend,
             _ => Wake::Host,
         }
     }
 
     /// Serves one frontend, until it leaves or the guest is to end.
     fn serve(&mut self) -> Result<(), ServeError> {
-        let memory = GuestMemoryAtomic::new(Memory::new());
-        let backend = Arc::new(Backend::new(
-            Arc::clone(&self.worker),
-            self.config,
-            self.queue_size,
-        ));
-        let name = format!("vhost-user-{}", self.config.guest_cid);
-        let mut daemon = VhostUserDaemon::new(name, Arc::clone(&backend), memory.clone())?;
-        lock(&self.worker).begin_session(memory);
-        let result = self.serve_with(&mut daemon);
-        self.stop.set_session(None);
-        lock(&self.worker).end_session();
-        drop(daemon);
+        let worker = Arc::clone(&self.worker);
+        let backend = Arc::new(Backend::new(worker, self.config, self.queue_size));
+        let result = self.serve_as(&backend);
         if let Some(fd) = backend.take_exit_fd() {
             // SAFETY: the exit event went into the daemon as a bare number; the daemon
             // is gone, and its worker joined.
@@ -190,6 +215,17 @@ impl Service {
                 socket_io::close(fd);
             }
         }
+        result
+    }
+
+    fn serve_as(&mut self, backend: &Arc<Backend>) -> Result<(), ServeError> {
+        let memory = GuestMemoryAtomic::new(Memory::new());
+        let name = format!("vhost-user-{}", self.config.guest_cid);
+        let mut daemon = VhostUserDaemon::new(name, Arc::clone(backend), memory.clone())?;
+        lock(&self.worker).begin_session(memory);
+        let result = self.serve_with(&mut daemon);
+        self.stop.set_session(None);
+        lock(&self.worker).end_session();
         result
     }
 

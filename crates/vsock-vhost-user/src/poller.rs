@@ -7,6 +7,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData};
@@ -32,7 +33,7 @@ pub(crate) enum Token {
     Connection(ConnectionId),
     /// The timer fired.
     Timer,
-    /// [`Poller::wake`] was called.
+    /// [`Waker::wake`] was called.
     Wake,
 }
 
@@ -69,7 +70,7 @@ impl Token {
 pub(crate) struct Poller {
     epoll: OwnedFd,
     timer: OwnedFd,
-    wake: OwnedFd,
+    waker: Waker,
     armed: Option<Instant>,
 }
 
@@ -81,11 +82,14 @@ impl Poller {
                 TimerfdClockId::Monotonic,
                 TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
             )?,
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            waker: Waker(Arc::new(eventfd(
+                0,
+                EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+            )?)),
             armed: None,
         };
         poller.add(&poller.timer, Token::Timer, EventFlags::IN)?;
-        poller.add(&poller.wake, Token::Wake, EventFlags::IN)?;
+        poller.add(&poller.waker.0, Token::Wake, EventFlags::IN)?;
         Ok(poller)
     }
 
@@ -134,16 +138,15 @@ impl Poller {
                 let _ = rustix::io::read(&self.timer, &mut count);
             }
             Token::Wake => {
-                let _ = rustix::io::read(&self.wake, &mut count);
+                let _ = rustix::io::read(&self.waker.0, &mut count);
             }
             _ => (),
         }
     }
 
-    /// Has [`Token::Wake`] come with the next events.
-    pub(crate) fn wake(&self) {
-        // It fails only when it was called 2^64 - 2 times without being heard.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    /// What wakes this poller, for others to have.
+    pub(crate) fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 
     /// Has [`Token::Timer`] come at `deadline`, or never.
@@ -166,6 +169,18 @@ impl Poller {
         if timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec).is_ok() {
             self.armed = deadline;
         }
+    }
+}
+
+/// Wakes a poller, from any thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Waker(Arc<OwnedFd>);
+
+impl Waker {
+    /// Has [`Token::Wake`] come with the next events.
+    pub(crate) fn wake(&self) {
+        // It fails only when it was called 2^64 - 2 times without being heard.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 }
 
@@ -208,8 +223,8 @@ mod tests {
     #[test]
     fn wakes_once_however_often_it_is_asked_to() {
         let mut poller = Poller::new().unwrap();
-        poller.wake();
-        poller.wake();
+        poller.waker().wake();
+        poller.waker().wake();
         assert_eq!(tokens(&mut poller), [Token::Wake]);
         assert_eq!(tokens(&mut poller), []);
     }

@@ -21,6 +21,9 @@ pub(crate) struct RingPass<'q, 'm> {
     mem: &'m Memory,
     /// Where the next used entry goes; published are those before the queue's own.
     next_used: u16,
+    /// Chains that may still be taken: a driver that refills as fast as we take must not
+    /// make a pass last for ever.
+    left: u16,
 }
 
 impl<'q, 'm> RingPass<'q, 'm> {
@@ -28,19 +31,29 @@ impl<'q, 'm> RingPass<'q, 'm> {
     pub(crate) fn begin(queue: &'q mut Queue, mem: &'m Memory) -> Option<Self> {
         queue.ready().then(|| Self {
             next_used: queue.next_used(),
+            left: queue.size(),
             queue,
             mem,
         })
     }
 
+    /// Whether the pass has taken as many chains as the ring is long: time for another.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.left == 0
+    }
+
     /// Takes the next chain the driver has made available. A driver that moved its index
     /// further than its ring is long has broken the ring: nothing more comes of it.
     pub(crate) fn next_chain(&mut self) -> Option<DescriptorChain<&'m Memory>> {
-        self.queue.iter(self.mem).ok()?.next()
+        let left = self.left.checked_sub(1)?;
+        let chain = self.queue.iter(self.mem).ok()?.next()?;
+        self.left = left;
+        Some(chain)
     }
 
     /// Gives back the last `count` chains taken, none of them returned: they come again.
     pub(crate) fn put_back(&mut self, count: u16) {
+        self.left += count;
         self.queue
             .set_next_avail(self.queue.next_avail().wrapping_sub(count));
     }

@@ -1,12 +1,12 @@
-//! A guest's receiving side: its RX ring, and what waits for room there.
+//! A guest's receiving side: its RX ring.
 //!
-//! [`RxPort`] is the one thing of a guest that other threads may get hold of. Whoever
-//! has a packet for the guest locks it for one [pass](RxPort::pass), takes buffers, fills
-//! them and lets go; used entries are published once and the guest is notified at most
-//! once a pass. The order of locks is port, then ring; nobody holds two ports.
+//! [`RxPort`] is the one thing of a guest's session that other threads get hold of, through
+//! the switch. Whoever has a packet for the guest locks it for one [pass](RxPort::with),
+//! takes buffers, fills them and lets go; used entries are published once and the guest is
+//! notified at most once a pass. The order of locks is member, port, ring; nobody holds
+//! two ports.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use tracing::debug;
 use vhost_user_backend::VringT;
@@ -14,88 +14,109 @@ use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::GuestAddressSpace;
 use vsock_packet::chain::{RxBuffer, write_buffer};
 use vsock_packet::{HEADER_LEN, RawHeader};
+use vsock_router::{Packet, Port, Receiver};
 
+use crate::backend::lock;
 use crate::memory::{Memory, Piece, SharedMemory, Vring};
+use crate::poller::Waker;
 use crate::ring::RingPass;
 
-/// RSTs kept for a guest without free RX buffers, for packets of no connection. More are
-/// dropped: the guest then waits for its own timeout.
-const MAX_STRANGERS: usize = 1024;
-
 /// The receiving side of one guest.
-#[derive(Default)]
 pub(crate) struct RxPort {
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    ring: Option<(Vring, SharedMemory)>,
-    strangers: VecDeque<RawHeader>,
+    ring: Mutex<Option<(Vring, SharedMemory)>>,
+    waker: Waker,
 }
 
 impl RxPort {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole after every statement: a panic elsewhere harmed nothing.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The port of a guest whose worker is woken by `waker`.
+    pub(crate) fn new(waker: Waker) -> Self {
+        Self {
+            ring: Mutex::new(None),
+            waker,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Vring, SharedMemory)>> {
+        lock(&self.ring)
     }
 
     /// A frontend has connected: this is the RX ring.
     pub(crate) fn attach(&self, ring: Vring, memory: SharedMemory) {
-        self.lock().ring = Some((ring, memory));
+        *self.lock() = Some((ring, memory));
     }
 
-    /// The frontend is gone, or the guest starts anew.
+    /// The frontend is gone.
     pub(crate) fn detach(&self) {
-        *self.lock() = State::default();
-    }
-
-    /// The guest has forgotten what it asked.
-    pub(crate) fn forget_strangers(&self) {
-        self.lock().strangers.clear();
-    }
-
-    /// Whether an answer to a packet of no connection waits for room.
-    pub(crate) fn has_strangers(&self) -> bool {
-        !self.lock().strangers.is_empty()
-    }
-
-    /// Whether the guest's driver is there to receive: the ring is started and enabled.
-    pub(crate) fn is_up(&self) -> bool {
-        self.lock().ring.as_ref().is_some_and(|(ring, _)| {
-            let ring = ring.get_ref();
-            ring.get_queue().ready() && ring.is_enabled()
-        })
-    }
-
-    /// Answers a packet of no connection. The answer goes out with the next pass.
-    pub(crate) fn answer_stranger(&self, packet: &RawHeader) {
-        let Some(rst) = packet.rst() else { return };
-        let mut state = self.lock();
-        if state.strangers.len() < MAX_STRANGERS {
-            state.strangers.push_back(rst);
-        }
+        *self.lock() = None;
     }
 
     /// One pass over the RX ring. `None` when the guest does not receive now, else what
     /// `fill` returns.
-    pub(crate) fn pass<R>(&self, fill: impl FnOnce(&mut RxPass<'_, '_>) -> R) -> Option<R> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        let (ring, memory) = state.ring.as_ref()?;
+    pub(crate) fn with<R>(&self, fill: impl FnOnce(&mut RxPass<'_, '_>) -> R) -> Option<R> {
+        let state = self.lock();
+        let (ring, memory) = state.as_ref()?;
         let mut ring = ring.get_mut();
         if !ring.is_enabled() {
             return None;
         }
         let memory = memory.memory();
         let mut pass = RxPass::begin(RingPass::begin(ring.get_queue_mut(), &memory)?, &memory);
-        pass.put_strangers(&mut state.strangers);
         let result = fill(&mut pass);
+        if pass.ring.is_exhausted() {
+            self.waker.wake();
+        }
         if pass.end() {
             // Nobody listening to the call is the frontend's choice.
             let _ = ring.signal_used_queue();
         }
         Some(result)
+    }
+}
+
+impl Port for RxPort {
+    fn is_up(&self) -> bool {
+        self.lock().as_ref().is_some_and(|(ring, _)| {
+            let ring = ring.get_ref();
+            ring.get_queue().ready() && ring.is_enabled()
+        })
+    }
+
+    fn pass(&self, fill: &mut dyn FnMut(&mut dyn Receiver)) {
+        self.with(|pass| fill(pass));
+    }
+
+    fn wake(&self) {
+        self.waker.wake();
+    }
+}
+
+impl Receiver for RxPass<'_, '_> {
+    fn put(&mut self, packet: &mut Packet<'_>) -> bool {
+        if packet.payload.is_empty() {
+            return self.put_control(&packet.header_for(0));
+        }
+        loop {
+            match self.reserve(packet.payload.len(), 1) {
+                Room::Payload(room) => {
+                    let header = packet.header_for(room);
+                    for piece in &self.pieces {
+                        packet.payload.copy_to_piece(piece);
+                    }
+                    self.commit(room, |_| header);
+                    return true;
+                }
+                Room::Header => self.commit_control(&packet.credit_update()),
+                Room::None => return false,
+            }
+        }
+    }
+
+    fn put_control(&mut self, header: &RawHeader) -> bool {
+        let reserved = self.reserve_control();
+        if reserved {
+            self.commit_control(header);
+        }
+        reserved
     }
 }
 
@@ -118,7 +139,6 @@ pub(crate) struct RxPass<'q, 'm> {
     /// Buffers taken and not yet returned, and the pieces of their payload.
     taken: Vec<(u16, RxBuffer<'m, Memory>)>,
     pieces: Vec<Piece<'m>>,
-    starved: bool,
 }
 
 impl<'q, 'm> RxPass<'q, 'm> {
@@ -129,12 +149,10 @@ impl<'q, 'm> RxPass<'q, 'm> {
             mem,
             taken: Vec::new(),
             pieces: Vec::new(),
-            starved: false,
         }
     }
 
-    /// Publishes; whether the guest wants to be notified. When buffers have run out, a
-    /// kick tells of new ones.
+    /// Publishes; whether the guest wants to be notified.
     fn end(&mut self) -> bool {
         debug_assert!(
             self.taken.is_empty(),
@@ -144,29 +162,6 @@ impl<'q, 'm> RxPass<'q, 'm> {
             debug!(%error, "the RX ring is broken");
             false
         })
-    }
-
-    fn put_strangers(&mut self, strangers: &mut VecDeque<RawHeader>) {
-        while let Some(rst) = strangers.front() {
-            if !self.put_control(rst) {
-                return;
-            }
-            strangers.pop_front();
-        }
-    }
-
-    /// Whether buffers ran out. A kick then comes with the next one.
-    pub(crate) fn is_starved(&self) -> bool {
-        self.starved
-    }
-
-    /// Puts a packet without payload into the ring. `false` when there is no buffer.
-    fn put_control(&mut self, header: &RawHeader) -> bool {
-        let reserved = self.reserve_control();
-        if reserved {
-            self.commit_control(header);
-        }
-        reserved
     }
 
     /// Takes a buffer for a packet without payload. `false` when there is none. To be
@@ -268,16 +263,13 @@ impl<'q, 'm> RxPass<'q, 'm> {
         }
     }
 
+    /// The next buffer. When they have run out, a kick tells of new ones.
     fn next_chain(&mut self) -> Option<DescriptorChain<&'m Memory>> {
         let chain = self.ring.next_chain();
-        if chain.is_some() {
+        if chain.is_some() || self.ring.is_exhausted() || !self.ring.enable_kicks() {
             return chain;
         }
-        if self.ring.enable_kicks() {
-            return self.ring.next_chain();
-        }
-        self.starved = true;
-        None
+        self.ring.next_chain()
     }
 }
 

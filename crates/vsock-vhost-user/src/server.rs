@@ -5,16 +5,17 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use thiserror::Error;
 use vsock_packet::GuestCid;
-use vsock_router::{HostSockets, Router};
+use vsock_router::{HostSockets, JoinError, Router, Routers, Siblings, Switch};
 
 use crate::config::{GuestConfig, VhostUserSocket};
-use crate::counters::{CounterValues, Counters};
+use crate::counters::CounterValues;
 use crate::guest::Guest;
 use crate::unix_socket;
-use crate::worker::Worker;
+use crate::worker::{SetupError, Worker};
 
 /// Why a guest could not be added. Nothing is left behind.
 #[derive(Debug, Error)]
@@ -47,6 +48,7 @@ pub enum AddError {
 #[derive(Default)]
 pub struct Server {
     guests: HashMap<GuestCid, Guest>,
+    switch: Arc<Switch>,
 }
 
 impl Server {
@@ -55,15 +57,25 @@ impl Server {
         Self::default()
     }
 
-    /// Serves one more guest, whose connections to the host go to the sockets beside its
-    /// `uds_path`. Both its own sockets are there when this returns.
+    /// The guests as siblings.
+    pub fn switch(&self) -> &Arc<Switch> {
+        &self.switch
+    }
+
+    /// Serves one more guest. Its connections to the host go to the sockets beside its
+    /// `uds_path`, those to siblings through the [switch](Self::switch). Both its own
+    /// sockets are there when this returns.
     ///
     /// # Errors
     ///
     /// [`AddError`], with nothing left behind.
     pub fn add(&mut self, config: GuestConfig) -> Result<(), AddError> {
-        let router = Arc::new(HostSockets::new(&config.uds_path));
-        self.add_with(config, router)
+        let host = HostSockets::new(&config.uds_path).with_cids(config.host_cids.iter().copied());
+        let siblings = Siblings(Arc::clone(&self.switch));
+        self.add_with(
+            config,
+            Arc::new(Routers::default().then(host).then(siblings)),
+        )
     }
 
     /// Serves one more guest, whose connections go where `router` says.
@@ -85,10 +97,16 @@ impl Server {
             return Err(AddError::QueueSize(size));
         }
         let (clients, uds_path) = listen(&config.uds_path)?;
-        let setup = |source| AddError::Setup { cid, source };
-        let counters = Arc::new(Counters::default());
-        let worker = Worker::new(&config, clients, router, counters).map_err(setup)?;
         let mut paths = vec![uds_path];
+        let worker =
+            Worker::new(&config, clients, router, &self.switch).map_err(|error| match error {
+                SetupError::Io(source) => AddError::Setup { cid, source },
+                SetupError::Join(JoinError(cid)) => AddError::CidTaken(cid),
+            })?;
+        let seat = Seat {
+            switch: Arc::clone(&self.switch),
+            cid,
+        };
         let frontends = match config.socket {
             VhostUserSocket::Listener(listener) => listener,
             VhostUserSocket::Path(path) => {
@@ -97,7 +115,8 @@ impl Server {
                 listener
             }
         };
-        let guest = Guest::start(cid, worker, size, frontends, paths).map_err(setup)?;
+        let guest = Guest::start(cid, worker, size, frontends, paths, seat)
+            .map_err(|source| AddError::Setup { cid, source })?;
         self.guests.insert(cid, guest);
         Ok(())
     }
@@ -115,6 +134,27 @@ impl Server {
 
     /// Ends all guests, like [`Self::remove`] for each. Dropping the server does the same.
     pub fn shutdown(self) {}
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // All at once, so that none waits for another.
+        for guest in self.guests.values() {
+            guest.ask_to_end();
+        }
+    }
+}
+
+/// A guest's place at a switch, free when this is dropped.
+pub(crate) struct Seat {
+    switch: Arc<Switch>,
+    cid: GuestCid,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.switch.leave(self.cid, Instant::now());
+    }
 }
 
 impl fmt::Debug for Server {

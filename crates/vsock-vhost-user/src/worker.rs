@@ -21,8 +21,8 @@ use tracing::{debug, info};
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vsock_connection::Timeouts;
-use vsock_packet::{Features, GuestCid, SocketType};
-use vsock_router::Router;
+use vsock_packet::{Features, GuestCid, Header};
+use vsock_router::{Groups, JoinError, Member, Port, Refusal, Router, Switch};
 
 use crate::config::GuestConfig;
 use crate::connections::Connections;
@@ -31,6 +31,7 @@ use crate::door::{Caller, Door};
 use crate::memory::{SharedMemory, Vring};
 use crate::poller::{Poller, Token};
 use crate::rx::RxPort;
+use crate::seldom::Seldom;
 
 /// Connections that may put something into the RX ring in one turn.
 const FILLS_PER_TURN: usize = 256;
@@ -44,12 +45,26 @@ pub(crate) struct Worker {
     pub(crate) guest: GuestCid,
     pub(crate) router: Arc<dyn Router>,
     pub(crate) connections: Connections,
-    pub(crate) port: Arc<RxPort>,
+    /// The guest among its siblings.
+    pub(crate) member: Arc<Member>,
+    port: Arc<RxPort>,
     pub(crate) poller: Poller,
     pub(crate) counters: Arc<Counters>,
+    /// The time of this turn.
+    pub(crate) now: Instant,
     door: Door,
     session: Option<Session>,
     callers: Vec<Caller>,
+    refusals: Seldom,
+}
+
+/// Why a worker could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Join(#[from] JoinError),
 }
 
 /// A frontend is connected.
@@ -58,7 +73,6 @@ struct Session {
     rings: Option<[Vring; 2]>,
     /// Where a ring stood when it was stopped.
     stopped: [Option<Position>; 2],
-    streams: bool,
     tx_is_pending: bool,
 }
 
@@ -96,9 +110,11 @@ impl Worker {
         config: &GuestConfig,
         listener: UnixListener,
         router: Arc<dyn Router>,
-        counters: Arc<Counters>,
-    ) -> io::Result<Self> {
+        switch: &Switch,
+    ) -> Result<Self, SetupError> {
         let poller = Poller::new()?;
+        let counters = Arc::new(Counters::default());
+        let door = Door::new(listener, &poller, Arc::clone(&counters))?;
         let connections = Connections::new(
             config.cid,
             config.max_connections,
@@ -106,16 +122,22 @@ impl Worker {
             Timeouts::default(),
             Arc::clone(&counters),
         );
+        let port = Arc::new(RxPort::new(poller.waker()));
+        let groups = Groups::from_iter(config.groups.iter().cloned());
+        let receiving: Arc<dyn Port> = Arc::<RxPort>::clone(&port);
         Ok(Self {
             guest: config.cid,
             router,
             connections,
-            port: Arc::default(),
-            door: Door::new(listener, &poller)?,
+            member: switch.join(config.cid, groups, receiving)?,
+            port,
+            door,
             poller,
             counters,
+            now: Instant::now(),
             session: None,
             callers: Vec::new(),
+            refusals: Seldom::default(),
         })
     }
 
@@ -131,7 +153,6 @@ impl Worker {
             memory,
             rings: None,
             stopped: [None; 2],
-            streams: true,
             tx_is_pending: false,
         });
     }
@@ -141,29 +162,34 @@ impl Worker {
         info!(guest = %self.guest, "the frontend is gone");
         self.session = None;
         self.port.detach();
-        self.connections.abandon();
+        self.end_connections();
     }
 
     /// The guest's driver starts anew.
     pub(crate) fn reset(&mut self) {
         info!(guest = %self.guest, connections = self.connections.len(), "the guest was reset");
-        self.port.forget_strangers();
+        self.end_connections();
+    }
+
+    /// The guest has forgotten them all.
+    fn end_connections(&mut self) {
+        self.set_now();
         self.connections.abandon();
+        self.member.reset(self.now);
+    }
+
+    fn set_now(&mut self) {
+        self.now = Instant::now();
+        self.connections.set_now(self.now);
     }
 
     /// The driver has chosen these features.
     pub(crate) fn set_features(&mut self, features: u64) {
-        let features = Features::from_bits_truncate(features);
-        if let Some(session) = &mut self.session {
-            session.streams = features.contains(Features::STREAM)
-                || !features.contains(Features::NO_IMPLIED_STREAM);
+        let mut features = Features::from_bits_truncate(features);
+        if !features.contains(Features::NO_IMPLIED_STREAM) {
+            features |= Features::STREAM;
         }
-    }
-
-    /// Whether the driver may use sockets of this type.
-    pub(crate) fn takes(&self, socket_type: SocketType) -> bool {
-        socket_type == SocketType::Stream
-            && self.session.as_ref().is_some_and(|session| session.streams)
+        self.member.set_features(features);
     }
 
     /// The ring was stopped. It may go on where it was, or from the start.
@@ -218,30 +244,39 @@ impl Worker {
             return false;
         };
         let mut restarted = false;
-        for (ring, stopped) in rings.iter().zip(stopped) {
+        for (ring, stopped) in rings.iter().zip(stopped.iter_mut()) {
             if ring.get_ref().get_queue().ready()
                 && let Some(position) = stopped.take()
             {
                 restarted |= Position::of(ring) != position;
             }
         }
+        if restarted {
+            // Once is enough, whenever the other ring is started.
+            *stopped = [None; 2];
+        }
         restarted
     }
 
     /// A turn: everything that is ready, within bounds.
     pub(crate) fn turn(&mut self, cause: Cause) {
-        let now = Instant::now();
-        self.connections.set_now(now);
+        self.set_now();
+        let now = self.now;
         let mut more = cause == Cause::Host && self.take_events();
         more |= self.drain_pending_tx();
         self.connections.handle_timeouts();
         self.door.handle_timeouts(now);
+        self.member.handle_timeouts(now);
         more |= self.admit_callers(now);
         more |= self.fill_rx();
-        let timeouts = [self.connections.next_timeout(), self.door.next_timeout()];
+        let timeouts = [
+            self.connections.next_timeout(),
+            self.door.next_timeout(),
+            self.member.next_timeout(),
+        ];
         self.poller.arm(timeouts.into_iter().flatten().min(), now);
         if more {
-            self.poller.wake();
+            self.poller.waker().wake();
         }
     }
 
@@ -296,14 +331,20 @@ impl Worker {
     /// Puts into the RX ring what there is for the guest. `true` when there is more, and
     /// room for it.
     fn fill_rx(&mut self) -> bool {
-        if !self.connections.has_ready() && !self.port.has_strangers() {
+        self.member.flush(self.now);
+        if !self.connections.has_ready() {
             return false;
         }
         let connections = &mut self.connections;
-        let starved = self.port.pass(|rx| {
-            connections.fill(rx, FILLS_PER_TURN);
-            rx.is_starved()
-        });
-        starved == Some(false) && self.connections.has_ready()
+        self.port
+            .with(|rx| connections.fill(rx, FILLS_PER_TURN))
+            .unwrap_or(false)
+    }
+
+    /// Logs a refusal, one for all that follow it closely.
+    pub(crate) fn log_refusal(&mut self, request: &Header, why: Refusal) {
+        if let Some(others) = self.refusals.pass(self.now) {
+            info!(guest = %self.guest, %request, %why, others, "refused");
+        }
     }
 }

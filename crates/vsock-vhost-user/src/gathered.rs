@@ -1,0 +1,200 @@
+//! Where a guest's packets go: to the host, to siblings, or nowhere.
+//!
+//! Packets for the same destination are gathered and handed on together: those of one
+//! connection with the host by one system call, those for siblings by one call of the
+//! switch.
+
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as NetType};
+use tracing::{debug, trace};
+use vsock_connection::ConnectionId;
+use vsock_packet::{Header, Op, Payload, RawHeader, SocketType};
+use vsock_router::{HostEndpoint, Packet, Refusal, Request, Route};
+
+use crate::memory::Piece;
+use crate::worker::Worker;
+
+/// Packets of one destination that have not been handed on.
+#[derive(Default)]
+pub(crate) struct Gathered<'m> {
+    destination: Option<Destination>,
+    /// The pieces of all their payload.
+    pub(crate) pieces: Vec<Piece<'m>>,
+    /// Bytes in the pieces, for the host.
+    len: usize,
+    /// The packets and where their pieces are, for siblings.
+    packets: Vec<(Header, Range<usize>)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Destination {
+    Host(ConnectionId),
+    Siblings,
+}
+
+impl Worker {
+    /// Deals with a packet whose payload are the gathered pieces from `start` on.
+    pub(crate) fn take_packet(
+        &mut self,
+        raw: &RawHeader,
+        start: usize,
+        gathered: &mut Gathered<'_>,
+    ) {
+        let header = match Header::parse(raw) {
+            Ok(header) => header,
+            Err(error) => {
+                debug!(guest = %self.guest, %error, "an invalid header");
+                self.counters.invalid_headers.add(1);
+                gathered.pieces.truncate(start);
+                self.hand_on(gathered);
+                self.ruin(raw);
+                return;
+            }
+        };
+        trace!(%header, "from the guest");
+        let destination = self.destination_of(&header);
+        let goes_on = destination == gathered.destination
+            && (header.op == Op::Rw || destination == Some(Destination::Siblings));
+        if !goes_on {
+            let payload = gathered.pieces.split_off(start);
+            self.hand_on(gathered);
+            gathered.pieces = payload;
+            gathered.destination = destination;
+        }
+        match destination {
+            None => {
+                gathered.pieces.clear();
+                self.take_stranger(raw, &header);
+            }
+            Some(Destination::Siblings) => {
+                let start = if goes_on { start } else { 0 };
+                gathered
+                    .packets
+                    .push((header, start..gathered.pieces.len()));
+                self.count_payload(&header);
+            }
+            Some(Destination::Host(id)) if self.connections.receive(id, &header) => {
+                gathered.len += header.len as usize;
+                self.count_payload(&header);
+            }
+            Some(Destination::Host(id)) => {
+                gathered.pieces.truncate(if goes_on { start } else { 0 });
+                self.hand_on(gathered);
+                self.connections.settle(id);
+            }
+        }
+    }
+
+    fn count_payload(&self, header: &Header) {
+        if header.op == Op::Rw {
+            self.counters.tx_bytes.add(header.len as usize);
+        }
+    }
+
+    /// Where a packet goes that is no question to the router; `None` for those that are,
+    /// and for those that claim to be somebody else's.
+    fn destination_of(&mut self, header: &Header) -> Option<Destination> {
+        if header.src.cid != self.guest.cid() {
+            return None;
+        }
+        if header.socket_type == SocketType::Stream
+            && let Some(id) = self.connections.find(header)
+        {
+            return Some(Destination::Host(id));
+        }
+        (header.op != Op::Request).then_some(Destination::Siblings)
+    }
+
+    /// Hands on what was gathered.
+    pub(crate) fn hand_on(&mut self, gathered: &mut Gathered<'_>) {
+        match gathered.destination.take() {
+            Some(Destination::Host(id)) if gathered.len > 0 => {
+                self.connections.write(id, &gathered.pieces, gathered.len);
+            }
+            Some(Destination::Siblings) => {
+                let packets: Vec<_> = gathered
+                    .packets
+                    .iter()
+                    .map(|(header, range)| {
+                        let payload = Payload::from_pieces(&gathered.pieces[range.clone()]);
+                        Packet::new(*header, payload)
+                    })
+                    .collect();
+                self.member.send(&packets, self.now);
+            }
+            _ => (),
+        }
+        gathered.packets.clear();
+        gathered.pieces.clear();
+        gathered.len = 0;
+    }
+
+    /// Ends the connection of a packet that can't be read: what it carried is missing
+    /// from then on. Without a connection it is answered like any stranger.
+    pub(crate) fn ruin(&mut self, raw: &RawHeader) {
+        let ruined = raw.ends().is_some_and(|(src, dst)| {
+            src.cid == self.guest.cid()
+                && (self.connections.ruin(dst, src) || self.member.ruin(src, dst, self.now))
+        });
+        if !ruined {
+            self.member.refuse(raw);
+        }
+    }
+
+    /// Deals with a packet of no connection.
+    fn take_stranger(&mut self, raw: &RawHeader, header: &Header) {
+        let refused = match header.op {
+            Op::Request => self.open(header),
+            _ => Err(Refusal::ForgedSource),
+        };
+        if let Err(why) = refused {
+            self.counters.refused_requests.add(1);
+            self.log_refusal(header, why);
+            self.member.refuse(raw);
+        }
+    }
+
+    /// Opens the connection that the guest asks for.
+    fn open(&mut self, request: &Header) -> Result<(), Refusal> {
+        if request.src.cid != self.guest.cid() {
+            return Err(Refusal::ForgedSource);
+        }
+        if !self.member.takes(request.socket_type) {
+            return Err(Refusal::TypeNotSupported);
+        }
+        match self.router.route(&Request::new(self.guest, request)) {
+            Route::Host(HostEndpoint::Unix(path)) => self.open_unix(request, &path),
+            Route::Member(target) => self.member.open(request, &target, self.now),
+            Route::Refuse(why) => Err(why),
+            _ => Err(Refusal::NoRoute),
+        }
+    }
+
+    fn open_unix(&mut self, request: &Header, path: &Path) -> Result<(), Refusal> {
+        if self.connections.is_full() {
+            return Err(Refusal::TooManyConnections);
+        }
+        let socket = connect(path).map_err(|error| {
+            debug!(path = %path.display(), %error, "cannot connect");
+            Refusal::NotListening
+        })?;
+        if !self.connections.accept(request, socket, &self.poller) {
+            return Err(Refusal::TooManyConnections);
+        }
+        self.counters.guest_connections.add(1);
+        Ok(())
+    }
+}
+
+/// Connects without waiting. An AF_UNIX connection is there at once or not at all: a
+/// listener whose backlog is full is EAGAIN.
+fn connect(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, NetType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
