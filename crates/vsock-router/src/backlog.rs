@@ -160,7 +160,7 @@ mod tests {
         /// Whatever steps it comes and goes in, a stream stays a stream.
         #[test]
         fn a_stream_is_neither_lost_nor_reordered(
-            steps in prop::collection::vec((0usize..100_000, 1usize..70_000), 1..30),
+            steps in prop::collection::vec((0usize..40_000, 1usize..40_000), 1..12),
         ) {
             let mut backlog = Backlog::default();
             let (mut pushed, mut popped) = (0, 0);

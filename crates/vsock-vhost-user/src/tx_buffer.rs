@@ -123,7 +123,7 @@ mod tests {
         /// Whatever goes in comes out, in memory that follows what is held.
         #[test]
         fn loses_nothing_and_holds_little_more(
-            steps in prop::collection::vec((0usize..100_000, 0usize..100_000), 1..50),
+            steps in prop::collection::vec((0usize..40_000, 0usize..40_000), 1..12),
         ) {
             let mem = memory();
             let (mut buffer, mut expected) = (TxBuffer::default(), VecDeque::new());

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::{AT_ONCE, Device, assert_at_once, header, host_port, pattern};
 use vsock_packet::{Header, Op, RawHeader, ShutdownFlags, SocketType};
 use vsock_testkit::host::{HostListener, HostStream};
-use vsock_testkit::{Behaviour, Error, Guest, Layout, Setup, State, StreamId};
+use vsock_testkit::{Behaviour, Error, Guest, Layout, RxBuffers, Setup, State, StreamId};
 
 /// A stream between a guest and a host, on a device of their own.
 struct Pair {
@@ -35,12 +35,16 @@ impl Pair {
     }
 
     fn with(behaviour: Behaviour) -> Result<Self, Error> {
-        let device = Device::start();
-        let host = HostListener::bind(&device.uds(), 700)?;
-        let mut guest = device.guest_with(Setup {
+        Self::of(Setup {
             behaviour,
             ..Setup::default()
-        })?;
+        })
+    }
+
+    fn of(setup: Setup) -> Result<Self, Error> {
+        let device = Device::start();
+        let host = HostListener::bind(&device.uds(), 700)?;
+        let mut guest = device.guest_with(setup)?;
         let stream = guest.connect(700)?;
         let end = host.accept()?;
         let alive = Alive {
@@ -643,12 +647,17 @@ fn tiny_writes_to_a_guest_that_reads_keep_flowing() -> Result<(), Error> {
 
 #[test]
 fn a_guest_that_shrinks_its_buffer_has_no_credit_rather_than_4_gib() -> Result<(), Error> {
+    // In few packets, so that their number is no bound.
+    let setup = Setup {
+        rx: RxBuffers::of([65580]),
+        ..Setup::default()
+    };
     let Pair {
         alive: _alive,
         mut guest,
         stream,
         mut end,
-    } = Pair::new()?;
+    } = Pair::of(setup)?;
     end.write_all(&pattern(100_000))?;
     guest.wait_until("100 kB", |guest| guest.stream(stream).rx_cnt() == 100_000)?;
     guest.set_buf_alloc(stream, 10_000);
