@@ -70,16 +70,23 @@ fn server_receives(lab: &mut Lab, command: fn(u32) -> String) -> Result<String> 
     Ok(String::new())
 }
 
+/// In turns, each smaller than a pipe: ncat writes to its program while that writes to
+/// it, and neither would read.
 fn server_echoes(lab: &mut Lab, command: fn(u32) -> String) -> Result<String> {
+    const TURN: u64 = 32 << 10;
+    const TURNS: u64 = 50;
     let port = lab.port();
     let tool = shell(lab, &command(port))?;
     let dialled = hybrid::dial_until_accepted(lab.uds(), port)?;
-    let exchange = [
-        Step::Exchange(Send::new(BYTES, SEED), Receive::new(BYTES, SEED)),
-        Step::FinishSending,
-        Step::ExpectEnd,
-    ];
-    finish(host_end(Ok(dialled.connection), &exchange), &tool)
+    let turn = |seed| {
+        [
+            Step::Send(Send::new(TURN, seed)),
+            Step::Receive(Receive::new(TURN, seed)),
+        ]
+    };
+    let mut script: Vec<_> = (0..TURNS).flat_map(turn).collect();
+    script.extend([Step::FinishSending, Step::ExpectEnd]);
+    finish(host_end(Ok(dialled.connection), &script), &tool)
 }
 
 fn shell(lab: &mut Lab, command: &str) -> Result<Ongoing> {
