@@ -43,6 +43,7 @@
 
 mod backlog;
 mod flow;
+mod flows;
 mod host;
 mod member;
 mod port;

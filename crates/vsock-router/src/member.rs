@@ -1,22 +1,17 @@
 //! A guest of a switch: the flows that lead to it, and its hand on those that do not.
 
-use std::collections::hash_map::Entry as MapEntry;
-use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use vsock_packet::{Cid, Features, Header, Op, RawHeader, SocketType, VsockAddr};
+use vsock_packet::{Cid, Features, Header, RawHeader, SocketType, VsockAddr};
 
-use crate::flow::{Charged, Delivered, Ends, Half, Violation};
-use crate::port::{Packet, Port, Receiver};
+use crate::flow::{Charged, Ends, Half};
+use crate::flows::{Flows, Verdict};
+use crate::port::{Packet, Port};
 use crate::router::Refusal;
 use crate::switch::{Groups, Limits};
-
-/// RSTs kept for a guest without free RX buffers, for packets of no connection. More are
-/// dropped: the guest then waits for its own time-out.
-const MAX_STRANGERS: usize = 1024;
 
 /// A guest of a [`Switch`](crate::Switch).
 ///
@@ -55,23 +50,6 @@ struct Counters {
     strangers: AtomicU64,
 }
 
-/// The flows that lead to a member.
-#[derive(Default)]
-struct Flows {
-    halves: HashMap<Ends, Flow>,
-    /// Those with something to deliver, in turn.
-    queue: VecDeque<Ends>,
-    timers: BTreeSet<(Instant, Ends)>,
-    /// The time-out that the owner knows of.
-    noted: Option<Instant>,
-    strangers: VecDeque<RawHeader>,
-}
-
-struct Flow {
-    half: Half,
-    peer: Arc<Member>,
-}
-
 impl Member {
     pub(crate) fn new(cid: Cid, groups: Groups, port: Arc<dyn Port>, limits: Limits) -> Self {
         Self {
@@ -103,7 +81,7 @@ impl Member {
 
     /// Connections with siblings there are, those included that are about to end.
     pub fn connections(&self) -> usize {
-        self.flows().halves.len()
+        self.flows().len()
     }
 
     /// What waits for siblings because of this guest, in bytes.
@@ -178,23 +156,8 @@ impl Member {
     }
 
     fn insert(&self, ends: Ends, half: Half, peer: &Arc<Self>) -> Result<(), Refusal> {
-        let mut flows = self.flows();
-        if flows.halves.len() >= self.limits.connections {
-            return Err(Refusal::TooManyConnections);
-        }
-        if flows.halves.contains_key(&ends) {
-            // The last connection with these ends has not ended for everybody yet.
-            return Err(Refusal::InUse);
-        }
-        flows.halves.insert(
-            ends,
-            Flow {
-                half,
-                peer: Arc::clone(peer),
-            },
-        );
-        flows.settle(ends);
-        Ok(())
+        self.flows()
+            .insert(ends, half, Arc::clone(peer), self.limits.connections)
     }
 
     /// Removes a half that leads here, and returns the peer.
@@ -254,11 +217,7 @@ impl Member {
             to: own,
             from: peer,
         };
-        let sibling = self
-            .flows()
-            .halves
-            .get(&ends)
-            .map(|flow| Arc::clone(&flow.peer));
+        let sibling = self.flows().peer(ends);
         if let Some(sibling) = &sibling {
             self.count_violation();
             self.end(ends, Half::reset, now);
@@ -270,10 +229,8 @@ impl Member {
     /// Answers a packet of the guest's that belongs to no connection, or asks for one
     /// that it does not get. The RST goes out with the next [`Self::flush`].
     pub fn refuse(&self, packet: &RawHeader) {
-        let Some(rst) = packet.rst() else { return };
-        let mut flows = self.flows();
-        if flows.strangers.len() < MAX_STRANGERS {
-            flows.strangers.push_back(rst);
+        if let Some(rst) = packet.rst() {
+            self.flows().answer(rst);
         }
     }
 
@@ -312,7 +269,7 @@ impl Member {
     /// `false` when some of it still waits for one.
     pub fn flush(&self, now: Instant) -> bool {
         let mut flows = self.flows();
-        if flows.strangers.is_empty() && flows.queue.is_empty() {
+        if !flows.is_waiting() {
             return true;
         }
         let mut done = false;
@@ -323,15 +280,12 @@ impl Member {
 
     /// Whether something waits for the guest's RX buffers.
     pub fn is_waiting(&self) -> bool {
-        let flows = self.flows();
-        !flows.strangers.is_empty() || !flows.queue.is_empty()
+        self.flows().is_waiting()
     }
 
     /// When [`Self::handle_timeouts`] is due; [`Port::wake`] tells when that has changed.
     pub fn next_timeout(&self) -> Option<Instant> {
-        let mut flows = self.flows();
-        flows.noted = flows.timers.first().map(|(at, _)| *at);
-        flows.noted
+        self.flows().next_timeout()
     }
 
     /// Does what is due by `now`.
@@ -347,12 +301,8 @@ impl Member {
     }
 
     fn wake_if_needed(&self) {
-        let mut flows = self.flows();
-        let next = flows.timers.first().map(|(at, _)| *at);
-        let earlier = next.is_some_and(|at| flows.noted.is_none_or(|noted| at < noted));
-        if earlier {
-            flows.noted = next;
-            drop(flows);
+        let news = self.flows().is_news_to_owner();
+        if news {
             self.port.wake();
         }
     }
@@ -360,20 +310,15 @@ impl Member {
     /// The guest is gone, or starts anew: each of its connections ends at the other end.
     pub fn reset(&self, now: Instant) {
         let flows = std::mem::take(&mut *self.flows());
-        for (ends, flow) in flows.halves {
-            flow.peer.end(ends.reversed(), Half::abandon, now);
+        for (ends, peer) in flows.peers() {
+            peer.end(ends.reversed(), Half::abandon, now);
         }
     }
 
     /// Changes the groups, and ends the connections that they no longer allow.
     pub(crate) fn set_groups(&self, groups: Groups, now: Instant) {
         *lock(&self.groups) = groups;
-        let peers: Vec<_> = self
-            .flows()
-            .halves
-            .iter()
-            .map(|(ends, flow)| (*ends, Arc::clone(&flow.peer)))
-            .collect();
+        let peers = self.flows().peers();
         for (ends, peer) in peers {
             if !self.shares_group(&peer) {
                 self.end(ends, Half::reset, now);
@@ -388,208 +333,6 @@ impl fmt::Debug for Member {
         f.debug_struct("Member")
             .field("cid", &self.cid)
             .finish_non_exhaustive()
-    }
-}
-
-/// Packets that share a fate.
-struct Run {
-    len: usize,
-    verdict: Verdict,
-    /// Payload for the sender itself may go now.
-    unblocked: bool,
-}
-
-enum Verdict {
-    Forward(Arc<Member>),
-    /// The first packet was not to be sent: the connection is reset.
-    Reset(Arc<Member>),
-    /// The connection is ending.
-    Drop,
-    Stranger,
-}
-
-impl Flows {
-    /// Looks at packets that the member sends, as many as go to the same peer.
-    fn note_run(&mut self, packets: &[Packet<'_>], now: Instant) -> Run {
-        let mut run = Run {
-            len: 0,
-            verdict: Verdict::Drop,
-            unblocked: false,
-        };
-        for packet in packets {
-            let ends = Ends::of(&packet.header).reversed();
-            let verdict = match self.halves.get(&ends) {
-                None if packet.header.op == Op::Rst => Verdict::Drop,
-                None => Verdict::Stranger,
-                Some(flow) if flow.half.is_closing() && packet.header.op != Op::Rst => {
-                    Verdict::Drop
-                }
-                Some(flow) => Verdict::Forward(Arc::clone(&flow.peer)),
-            };
-            let goes_on = match (&run.verdict, &verdict) {
-                _ if run.len == 0 => true,
-                (Verdict::Forward(one), Verdict::Forward(other)) => Arc::ptr_eq(one, other),
-                _ => false,
-            };
-            if !goes_on {
-                return run;
-            }
-            let noted = self.note(ends, &packet.header, now);
-            match (noted, verdict) {
-                (Ok(unblocked), verdict) => {
-                    run.unblocked |= unblocked;
-                    run.verdict = verdict;
-                    run.len += 1;
-                }
-                // Alone in its run, so that those before it are not lost.
-                (Err(_), Verdict::Forward(peer)) if run.len == 0 => {
-                    self.end(ends, Half::reset);
-                    return Run {
-                        len: 1,
-                        verdict: Verdict::Reset(peer),
-                        unblocked: true,
-                    };
-                }
-                (Err(_), _) => return run,
-            }
-            if !matches!(run.verdict, Verdict::Forward(_)) {
-                return run;
-            }
-        }
-        run
-    }
-
-    /// Notes a packet of the member's own. `true` when payload for it may go now.
-    fn note(&mut self, ends: Ends, header: &Header, now: Instant) -> Result<bool, Violation> {
-        let Some(flow) = self.halves.get_mut(&ends) else {
-            return Ok(false);
-        };
-        flow.half.note_sent(header, now)?;
-        if header.op == Op::Rst {
-            self.remove(ends);
-            return Ok(false);
-        }
-        Ok(self.settle(ends))
-    }
-
-    /// Takes a packet that leads here.
-    fn take(
-        &mut self,
-        packet: &Packet<'_>,
-        limit: usize,
-        receiver: Option<&mut dyn Receiver>,
-        now: Instant,
-        violated: &mut Vec<Ends>,
-    ) {
-        let ends = Ends::of(&packet.header);
-        let Some(flow) = self.halves.get_mut(&ends) else {
-            return;
-        };
-        let half = &mut flow.half;
-        let taken = half.accept(&packet.header).and_then(|()| match receiver {
-            // Others wait for buffers: nobody overtakes them.
-            Some(receiver) if self.queue.is_empty() || half.queued => {
-                half.deliver(packet, limit, receiver, now)
-            }
-            _ => half.keep(packet, limit).map(|()| Delivered::NoBuffer),
-        });
-        if taken.is_err() {
-            half.reset();
-            violated.push(ends);
-        }
-        self.settle(ends);
-    }
-
-    /// Ends a half in some way. `true` when there is something to deliver for that.
-    fn end(&mut self, ends: Ends, how: impl FnOnce(&mut Half)) -> bool {
-        let Some(flow) = self.halves.get_mut(&ends) else {
-            return false;
-        };
-        how(&mut flow.half);
-        self.settle(ends)
-    }
-
-    /// Delivers what waits, in turn. `false` when the receiver ran out of buffers.
-    fn flush(&mut self, receiver: &mut dyn Receiver, now: Instant) -> bool {
-        while let Some(rst) = self.strangers.front() {
-            if !receiver.put_control(rst) {
-                return false;
-            }
-            self.strangers.pop_front();
-        }
-        while let Some(ends) = self.queue.pop_front() {
-            let Some(flow) = self.halves.get_mut(&ends) else {
-                continue;
-            };
-            flow.half.queued = false;
-            let delivered = flow.half.flush(receiver, now);
-            if delivered == Delivered::NoBuffer {
-                flow.half.queued = true;
-                self.queue.push_front(ends);
-                return false;
-            }
-            self.settle(ends);
-        }
-        true
-    }
-
-    /// Follows what has become of a half. `true` when there is something to deliver.
-    fn settle(&mut self, ends: Ends) -> bool {
-        let Some(flow) = self.halves.get_mut(&ends) else {
-            return false;
-        };
-        if flow.half.is_over() {
-            self.remove(ends);
-            return false;
-        }
-        let (old, new) = (flow.half.scheduled, flow.half.deadline());
-        flow.half.scheduled = new;
-        let something = flow.half.has_something();
-        if something && !flow.half.queued {
-            flow.half.queued = true;
-            self.queue.push_back(ends);
-        }
-        if old != new {
-            if let Some(at) = old {
-                self.timers.remove(&(at, ends));
-            }
-            if let Some(at) = new {
-                self.timers.insert((at, ends));
-            }
-        }
-        something
-    }
-
-    fn remove(&mut self, ends: Ends) -> Option<Arc<Member>> {
-        let MapEntry::Occupied(found) = self.halves.entry(ends) else {
-            return None;
-        };
-        let flow = found.remove();
-        if let Some(at) = flow.half.scheduled {
-            self.timers.remove(&(at, ends));
-        }
-        Some(flow.peer)
-    }
-
-    /// Does what is due. Returns the connections that have waited for an answer too long,
-    /// reset at this end.
-    fn expire(&mut self, now: Instant) -> Vec<(Ends, Arc<Member>)> {
-        let mut expired = Vec::new();
-        while let Some(&(at, ends)) = self.timers.first()
-            && at <= now
-        {
-            self.timers.pop_first();
-            let Some(flow) = self.halves.get_mut(&ends) else {
-                continue;
-            };
-            flow.half.scheduled = None;
-            if !flow.half.expire(now) {
-                flow.half.reset();
-                expired.push((ends, Arc::clone(&flow.peer)));
-            }
-            self.settle(ends);
-        }
-        expired
     }
 }
 

@@ -1,0 +1,306 @@
+//! The flows that lead to a member: what is behind its lock.
+
+use std::collections::hash_map::Entry as MapEntry;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use vsock_packet::{Header, Op, RawHeader};
+
+use crate::flow::{Delivered, Ends, Half, Violation};
+use crate::member::Member;
+use crate::port::{Packet, Receiver};
+use crate::router::Refusal;
+
+/// The flows that lead to a member.
+#[derive(Default)]
+pub(crate) struct Flows {
+    halves: HashMap<Ends, Flow>,
+    /// Those with something to deliver, in turn.
+    queue: VecDeque<Ends>,
+    timers: BTreeSet<(Instant, Ends)>,
+    /// The time-out that the owner knows of.
+    noted: Option<Instant>,
+    strangers: VecDeque<RawHeader>,
+}
+
+pub(crate) struct Flow {
+    half: Half,
+    peer: Arc<Member>,
+}
+
+/// Packets that share a fate.
+pub(crate) struct Run {
+    pub(crate) len: usize,
+    pub(crate) verdict: Verdict,
+    /// Payload for the sender itself may go now.
+    pub(crate) unblocked: bool,
+}
+
+pub(crate) enum Verdict {
+    Forward(Arc<Member>),
+    /// The first packet was not to be sent: the connection is reset.
+    Reset(Arc<Member>),
+    /// The connection is ending.
+    Drop,
+    Stranger,
+}
+
+/// RSTs kept for a guest without free RX buffers, for packets of no connection. More are
+/// dropped: the guest then waits for its own time-out.
+const MAX_STRANGERS: usize = 1024;
+
+impl Flows {
+    /// The halves there are.
+    pub(crate) fn len(&self) -> usize {
+        self.halves.len()
+    }
+
+    /// Adds a half; `limit` are those there may be.
+    pub(crate) fn insert(
+        &mut self,
+        ends: Ends,
+        half: Half,
+        peer: Arc<Member>,
+        limit: usize,
+    ) -> Result<(), Refusal> {
+        if self.halves.len() >= limit {
+            return Err(Refusal::TooManyConnections);
+        }
+        if self.halves.contains_key(&ends) {
+            // The last connection with these ends has not ended for everybody yet.
+            return Err(Refusal::InUse);
+        }
+        self.halves.insert(ends, Flow { half, peer });
+        self.settle(ends);
+        Ok(())
+    }
+
+    /// Who is at the other end of a half.
+    pub(crate) fn peer(&self, ends: Ends) -> Option<Arc<Member>> {
+        self.halves.get(&ends).map(|flow| Arc::clone(&flow.peer))
+    }
+
+    /// All halves with who is at their other ends.
+    pub(crate) fn peers(&self) -> Vec<(Ends, Arc<Member>)> {
+        self.halves
+            .iter()
+            .map(|(ends, flow)| (*ends, Arc::clone(&flow.peer)))
+            .collect()
+    }
+
+    /// Keeps an answer to a packet of no connection, unless there are many.
+    pub(crate) fn answer(&mut self, rst: RawHeader) {
+        if self.strangers.len() < MAX_STRANGERS {
+            self.strangers.push_back(rst);
+        }
+    }
+
+    /// Whether something is to be delivered.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.strangers.is_empty() || !self.queue.is_empty()
+    }
+
+    fn first_timeout(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// When the next timer fires, as its owner learns it.
+    pub(crate) fn next_timeout(&mut self) -> Option<Instant> {
+        self.noted = self.first_timeout();
+        self.noted
+    }
+
+    /// Whether a timer fires before its owner knows. It is told once.
+    pub(crate) fn is_news_to_owner(&mut self) -> bool {
+        let next = self.first_timeout();
+        let earlier = next.is_some_and(|at| self.noted.is_none_or(|noted| at < noted));
+        if earlier {
+            self.noted = next;
+        }
+        earlier
+    }
+
+    /// Looks at packets that the member sends, as many as go to the same peer.
+    pub(crate) fn note_run(&mut self, packets: &[Packet<'_>], now: Instant) -> Run {
+        let mut run = Run {
+            len: 0,
+            verdict: Verdict::Drop,
+            unblocked: false,
+        };
+        for packet in packets {
+            let ends = Ends::of(&packet.header).reversed();
+            let verdict = match self.halves.get(&ends) {
+                None if packet.header.op == Op::Rst => Verdict::Drop,
+                None => Verdict::Stranger,
+                Some(flow) if flow.half.is_closing() && packet.header.op != Op::Rst => {
+                    Verdict::Drop
+                }
+                Some(flow) => Verdict::Forward(Arc::clone(&flow.peer)),
+            };
+            let goes_on = match (&run.verdict, &verdict) {
+                _ if run.len == 0 => true,
+                (Verdict::Forward(one), Verdict::Forward(other)) => Arc::ptr_eq(one, other),
+                _ => false,
+            };
+            if !goes_on {
+                return run;
+            }
+            let noted = self.note(ends, &packet.header, now);
+            match (noted, verdict) {
+                (Ok(unblocked), verdict) => {
+                    run.unblocked |= unblocked;
+                    run.verdict = verdict;
+                    run.len += 1;
+                }
+                // Alone in its run, so that those before it are not lost.
+                (Err(_), Verdict::Forward(peer)) if run.len == 0 => {
+                    self.end(ends, Half::reset);
+                    return Run {
+                        len: 1,
+                        verdict: Verdict::Reset(peer),
+                        unblocked: true,
+                    };
+                }
+                (Err(_), _) => return run,
+            }
+            if !matches!(run.verdict, Verdict::Forward(_)) {
+                return run;
+            }
+        }
+        run
+    }
+
+    /// Notes a packet of the member's own. `true` when payload for it may go now.
+    fn note(&mut self, ends: Ends, header: &Header, now: Instant) -> Result<bool, Violation> {
+        let Some(flow) = self.halves.get_mut(&ends) else {
+            return Ok(false);
+        };
+        flow.half.note_sent(header, now)?;
+        if header.op == Op::Rst {
+            self.remove(ends);
+            return Ok(false);
+        }
+        Ok(self.settle(ends))
+    }
+
+    /// Takes a packet that leads here.
+    pub(crate) fn take(
+        &mut self,
+        packet: &Packet<'_>,
+        limit: usize,
+        receiver: Option<&mut dyn Receiver>,
+        now: Instant,
+        violated: &mut Vec<Ends>,
+    ) {
+        let ends = Ends::of(&packet.header);
+        let Some(flow) = self.halves.get_mut(&ends) else {
+            return;
+        };
+        let half = &mut flow.half;
+        let taken = half.accept(&packet.header).and_then(|()| match receiver {
+            // Others wait for buffers: nobody overtakes them.
+            Some(receiver) if self.queue.is_empty() || half.queued => {
+                half.deliver(packet, limit, receiver, now)
+            }
+            _ => half.keep(packet, limit).map(|()| Delivered::NoBuffer),
+        });
+        if taken.is_err() {
+            half.reset();
+            violated.push(ends);
+        }
+        self.settle(ends);
+    }
+
+    /// Ends a half in some way. `true` when there is something to deliver for that.
+    pub(crate) fn end(&mut self, ends: Ends, how: impl FnOnce(&mut Half)) -> bool {
+        let Some(flow) = self.halves.get_mut(&ends) else {
+            return false;
+        };
+        how(&mut flow.half);
+        self.settle(ends)
+    }
+
+    /// Delivers what waits, in turn. `false` when the receiver ran out of buffers.
+    pub(crate) fn flush(&mut self, receiver: &mut dyn Receiver, now: Instant) -> bool {
+        while let Some(rst) = self.strangers.front() {
+            if !receiver.put_control(rst) {
+                return false;
+            }
+            self.strangers.pop_front();
+        }
+        while let Some(ends) = self.queue.pop_front() {
+            let Some(flow) = self.halves.get_mut(&ends) else {
+                continue;
+            };
+            flow.half.queued = false;
+            let delivered = flow.half.flush(receiver, now);
+            if delivered == Delivered::NoBuffer {
+                flow.half.queued = true;
+                self.queue.push_front(ends);
+                return false;
+            }
+            self.settle(ends);
+        }
+        true
+    }
+
+    /// Follows what has become of a half. `true` when there is something to deliver.
+    fn settle(&mut self, ends: Ends) -> bool {
+        let Some(flow) = self.halves.get_mut(&ends) else {
+            return false;
+        };
+        if flow.half.is_over() {
+            self.remove(ends);
+            return false;
+        }
+        let (old, new) = (flow.half.scheduled, flow.half.deadline());
+        flow.half.scheduled = new;
+        let something = flow.half.has_something();
+        if something && !flow.half.queued {
+            flow.half.queued = true;
+            self.queue.push_back(ends);
+        }
+        if old != new {
+            if let Some(at) = old {
+                self.timers.remove(&(at, ends));
+            }
+            if let Some(at) = new {
+                self.timers.insert((at, ends));
+            }
+        }
+        something
+    }
+
+    pub(crate) fn remove(&mut self, ends: Ends) -> Option<Arc<Member>> {
+        let MapEntry::Occupied(found) = self.halves.entry(ends) else {
+            return None;
+        };
+        let flow = found.remove();
+        if let Some(at) = flow.half.scheduled {
+            self.timers.remove(&(at, ends));
+        }
+        Some(flow.peer)
+    }
+
+    /// Does what is due. Returns the connections that have waited for an answer too long,
+    /// reset at this end.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<(Ends, Arc<Member>)> {
+        let mut expired = Vec::new();
+        while let Some(&(at, ends)) = self.timers.first()
+            && at <= now
+        {
+            self.timers.pop_first();
+            let Some(flow) = self.halves.get_mut(&ends) else {
+                continue;
+            };
+            flow.half.scheduled = None;
+            if !flow.half.expire(now) {
+                flow.half.reset();
+                expired.push((ends, Arc::clone(&flow.peer)));
+            }
+            self.settle(ends);
+        }
+        expired
+    }
+}
