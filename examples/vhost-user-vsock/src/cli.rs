@@ -34,7 +34,8 @@ pub(crate) enum Request {
 #[command(name = "vhost-user-vsock", version)]
 struct Options {
     /// One VM, of several: guest-cid=CID,socket=PATH,uds-path=PATH, and as needed
-    /// groups=NAME+NAME, queue-size=N, tx-buffer-size=BYTES
+    /// groups=NAME+NAME, host-cids=CID+CID, queue-size=N, tx-buffer-size=BYTES,
+    /// max-connections=N
     #[arg(long, value_name = "KEY=VALUE,...")]
     vm: Vec<String>,
 
@@ -50,7 +51,8 @@ struct Options {
     #[arg(long, value_name = "PATH", visible_alias = "socket-path")]
     socket: Option<PathBuf>,
 
-    /// A listening vhost-user socket's descriptor, instead of --socket
+    /// An inherited vhost-user socket's descriptor, listening or connected to the VMM,
+    /// instead of --socket
     #[arg(long, value_name = "FD", allow_hyphen_values = true)]
     fd: Option<String>,
 
@@ -59,9 +61,14 @@ struct Options {
     #[arg(long, value_name = "PATH")]
     uds_path: Option<PathBuf>,
 
-    /// The groups the guest is in; with none it reaches the host only
+    /// The groups the guest is in: it reaches the guests it shares one with, and with none
+    /// it reaches the host only
     #[arg(long, value_name = "NAME+NAME")]
     groups: Option<String>,
+
+    /// CIDs that mean the host to this guest, beside 2; a nitro enclave dials 3
+    #[arg(long, value_name = "CID+CID", allow_hyphen_values = true)]
+    host_cids: Option<String>,
 
     /// The longest ring the VMM may ask for, a power of two up to 1024 [default: 1024]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
@@ -71,6 +78,11 @@ struct Options {
     /// [default: 262144]
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     tx_buffer_size: Option<String>,
+
+    /// The connections with the host that the guest may have at once, from 1 to 65536
+    /// [default: 4096]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    max_connections: Option<String>,
 
     /// Print what this back end is as JSON, and end
     #[arg(long)]
@@ -152,8 +164,10 @@ impl Options {
             ("--fd", self.fd.is_some()),
             ("--uds-path", self.uds_path.is_some()),
             ("--groups", self.groups.is_some()),
+            ("--host-cids", self.host_cids.is_some()),
             ("--queue-size", self.queue_size.is_some()),
             ("--tx-buffer-size", self.tx_buffer_size.is_some()),
+            ("--max-connections", self.max_connections.is_some()),
         ];
         given
             .iter()
@@ -165,14 +179,19 @@ impl Options {
         let origin = Origin::Options;
         let number =
             |key, text: Option<String>| text.map(|text| origin.number(key, &text)).transpose();
+        let host_cids = self
+            .host_cids
+            .map(|text| origin.numbers("host-cids", &text));
         let settings = Settings {
             guest_cid: number("guest-cid", self.guest_cid)?,
             socket: self.socket,
             fd: number("fd", self.fd)?,
             uds_path: self.uds_path,
             groups: self.groups.as_deref().map(split_groups),
+            host_cids: host_cids.transpose()?,
             queue_size: number("queue-size", self.queue_size)?,
             tx_buffer_size: number("tx-buffer-size", self.tx_buffer_size)?,
+            max_connections: number("max-connections", self.max_connections)?,
         };
         if let (Some(socket), Some(fd)) = (&settings.socket, settings.fd) {
             return Err(excluded(
@@ -211,12 +230,14 @@ mod tests {
             "--socket-path=/run/3.sock",
             "--uds-path=/run/3.vsock",
             "--groups=a+b",
+            "--host-cids=4+5",
             "--queue-size=256",
             "--tx-buffer-size=65536",
+            "--max-connections=10",
         ]);
         let vm = vm_option::parse(
             "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,\
-             groups=a+b,queue-size=256,tx-buffer-size=65536",
+             groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,max-connections=10",
         );
         let Ok(Request::Serve(single)) = single else {
             panic!("{single:?}")

@@ -85,8 +85,10 @@ mod tests {
             socket = "/run/3.sock"
             uds_path = "/run/3.vsock"
             groups = ["a", "b"]
+            host_cids = [5, 6]
             queue_size = 256
             tx_buffer_size = 65536
+            max_connections = 10
 
             [[vm]]
             guest_cid = 4
@@ -96,7 +98,7 @@ mod tests {
         );
         let options = [
             "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,\
-             groups=a+b,queue-size=256,tx-buffer-size=65536",
+             groups=a+b,host-cids=5+6,queue-size=256,tx-buffer-size=65536,max-connections=10",
             "guest-cid=4,socket=/run/4.sock,uds-path=/run/4.vsock",
         ];
         let from_file: Vec<_> = read(&path)

@@ -1,43 +1,56 @@
-//! A listening socket that the parent process left open for us (`--fd`).
+//! A vhost-user socket that the parent process left open for us (`--fd`): one that listens,
+//! or one whose other end the VMM has already.
 
 #![allow(unsafe_code)] // A descriptor's number can be turned into a descriptor in no other way.
 
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
-use rustix::net::{AddressFamily, SocketType};
+use rustix::net::{AddressFamily, SocketType, getpeername};
 use thiserror::Error;
 
-/// Why a number is of no use as a listening socket.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+use crate::relay::Relay;
+
+/// Why a number is of no use as a vhost-user socket.
+#[derive(Debug, Error)]
 pub(crate) enum InheritedError {
     /// No such descriptor is open.
-    #[error("is not an open descriptor; let the parent process leave a listening socket open")]
+    #[error("is not an open descriptor; let the parent process leave a socket open")]
     NotOpen,
     /// It is something else, or a socket of another kind or state.
-    #[error("is not a listening UNIX stream socket; bind and listen before starting this program")]
-    NotListening,
+    #[error(
+        "is no UNIX stream socket that listens or is connected; \
+         listen or connect before starting this program"
+    )]
+    Useless,
     /// The system has none to spare.
     #[error("cannot be duplicated: {0}; close other descriptors or raise the limit")]
     Duplicate(Errno),
+    /// It is connected, and the relay for it cannot be made.
+    #[error("cannot be relayed: {0}; set TMPDIR to a directory that can be written")]
+    Relay(io::Error),
 }
 
-/// The listening socket with descriptor number `number`, as a duplicate.
+/// The socket with descriptor number `number`, as a duplicate that listens. For a connected
+/// one there is a relay, whose end waits to be accepted.
 ///
 /// # Errors
 ///
-/// [`InheritedError`] for whatever does not listen for UNIX streams.
-pub(crate) fn listener(number: u64) -> Result<UnixListener, InheritedError> {
+/// [`InheritedError`] for whatever is of no use to a frontend.
+pub(crate) fn listener(number: u64) -> Result<(UnixListener, Option<Relay>), InheritedError> {
     let fd = duplicate(number)?;
-    let listens = socket_domain(&fd) == Ok(AddressFamily::UNIX)
-        && socket_type(&fd) == Ok(SocketType::STREAM)
-        && socket_acceptconn(&fd) == Ok(true);
-    if listens {
-        Ok(UnixListener::from(fd))
+    let is_stream =
+        socket_domain(&fd) == Ok(AddressFamily::UNIX) && socket_type(&fd) == Ok(SocketType::STREAM);
+    if is_stream && socket_acceptconn(&fd) == Ok(true) {
+        Ok((UnixListener::from(fd), None))
+    } else if is_stream && getpeername(&fd).is_ok() {
+        let (relay, listener) = Relay::new(UnixStream::from(fd)).map_err(InheritedError::Relay)?;
+        Ok((listener, Some(relay)))
     } else {
-        Err(InheritedError::NotListening)
+        Err(InheritedError::Useless)
     }
 }
 
@@ -57,7 +70,7 @@ fn duplicate(number: u64) -> Result<OwnedFd, InheritedError> {
 mod tests {
     use std::fs::File;
     use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::UnixDatagram;
 
     use super::*;
 
@@ -70,7 +83,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let theirs = UnixListener::bind(&path).unwrap();
-        let ours = listener(number(&theirs)).unwrap();
+        let (ours, relay) = listener(number(&theirs)).unwrap();
+        assert!(relay.is_none());
         drop(theirs);
         let client = UnixStream::connect(&path).unwrap();
         let (_accepted, _) = ours.accept().unwrap();
@@ -78,19 +92,36 @@ mod tests {
     }
 
     #[test]
-    fn refuses_whatever_does_not_listen_for_unix_streams() {
+    fn relays_a_connected_unix_socket() {
+        let (frontend, _peer) = UnixStream::pair().unwrap();
+        let (ours, relay) = listener(number(&frontend)).unwrap();
+        assert!(relay.is_some());
+        let (_accepted, _) = ours.accept().unwrap();
+    }
+
+    #[test]
+    fn refuses_whatever_neither_listens_nor_is_connected() {
         let file = File::open("/dev/null").unwrap();
-        let (stream, _peer) = UnixStream::pair().unwrap();
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        for number in [number(&file), number(&stream), number(&tcp)] {
-            assert_eq!(listener(number).unwrap_err(), InheritedError::NotListening);
+        let (datagram, _peer) = UnixDatagram::pair().unwrap();
+        let unconnected =
+            rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        for number in [
+            number(&file),
+            number(&tcp),
+            number(&datagram),
+            number(&unconnected),
+        ] {
+            let error = listener(number).unwrap_err();
+            assert!(matches!(error, InheritedError::Useless), "{error}");
         }
     }
 
     #[test]
     fn refuses_numbers_that_are_no_descriptor() {
         for number in [1_000_000, i32::MAX as u64, 1 << 32, u64::MAX] {
-            assert_eq!(listener(number).unwrap_err(), InheritedError::NotOpen);
+            let error = listener(number).unwrap_err();
+            assert!(matches!(error, InheritedError::NotOpen), "{error}");
         }
     }
 }

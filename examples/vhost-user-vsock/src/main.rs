@@ -5,7 +5,7 @@
 //!   command line ─▶ cli ──────────┐
 //!         └──────▶ vm_option ─────┼─▶ VmSpec ─▶ Vms ─▶ vsock_vhost_user::Server
 //!   TOML file ───▶ config_file ───┘               ▲
-//!   file system, inherited descriptors ─▶ check, inherited
+//!   file system, inherited descriptors ─▶ check, inherited, relay
 //! ```
 //!
 //! What an operator wrote becomes [`VmSpec`]s, unchecked; these become
@@ -18,6 +18,7 @@ mod cli;
 mod config_file;
 mod inherited;
 mod mistake;
+mod relay;
 mod spec;
 mod vm_option;
 mod vms;
@@ -31,7 +32,7 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
-use vsock_vhost_user::{AddError, Server};
+use vsock_vhost_user::{AddError, GuestConfig, Server};
 
 use crate::cli::Request;
 use crate::mistake::Mistake;
@@ -47,6 +48,9 @@ enum Failure {
     /// The system's: exit code 1, with nothing left behind.
     #[error("cannot watch for SIGTERM and SIGINT: {0}")]
     Signals(#[source] io::Error),
+    /// The system has no threads to spare.
+    #[error("cannot serve the inherited connection: {0}")]
+    Relay(#[source] io::Error),
     /// Another program took a path meanwhile, or the system ran short.
     #[error(transparent)]
     Add(#[from] AddError),
@@ -79,30 +83,39 @@ fn run() -> Result<(), Failure> {
     }
 }
 
-/// Serves the VMs until a signal ends it in order: connections, threads, sockets.
+/// Serves the VMs until a signal, or the end of an inherited connection, ends it in order:
+/// connections, threads, sockets.
 fn serve(specs: Vec<VmSpec>) -> Result<(), Failure> {
     // From here on a signal is kept for the wait below, so it never finds a socket
     // that nobody will remove.
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Failure::Signals)?;
     start_log()?;
-    let vms = Vms::parse(specs)?;
+    let (vms, relay) = Vms::parse(specs)?.into_parts();
     raise_descriptor_limit();
 
     let mut server = Server::new();
-    if let Err(error) = start(&mut server, vms) {
-        server.shutdown();
-        return Err(error.into());
-    }
-    if let Some(signal) = signals.forever().next() {
-        let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-        info!("{name}: ending");
+    start(&mut server, vms)?;
+    let handle = signals.handle();
+    let relay = relay.map(|relay| relay.start(move || handle.close()));
+    let relay = relay.transpose().map_err(Failure::Relay)?;
+    match signals.forever().next() {
+        Some(signal) => {
+            let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+            info!("{name}: ending");
+        }
+        None => info!("the inherited connection is closed: ending"),
     }
     server.shutdown();
+    if let Some(relay) = relay
+        && relay.join().is_err()
+    {
+        warn!("the relay has panicked");
+    }
     info!("ended");
     Ok(())
 }
 
-fn start(server: &mut Server, vms: Vms) -> Result<(), AddError> {
+fn start(server: &mut Server, vms: Vec<GuestConfig>) -> Result<(), AddError> {
     let count = vms.len();
     for vm in vms {
         let summary = vms::summary(&vm);

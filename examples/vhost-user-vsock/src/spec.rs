@@ -21,13 +21,15 @@ pub(crate) struct VmSpec {
 pub(crate) struct Settings {
     pub(crate) guest_cid: Option<u64>,
     pub(crate) socket: Option<PathBuf>,
-    /// The number of an inherited listening socket; of no use in a file.
+    /// The number of an inherited socket; of no use in a file.
     #[serde(skip)]
     pub(crate) fd: Option<u64>,
     pub(crate) uds_path: Option<PathBuf>,
     pub(crate) groups: Option<Vec<String>>,
+    pub(crate) host_cids: Option<Vec<u64>>,
     pub(crate) queue_size: Option<u64>,
     pub(crate) tx_buffer_size: Option<u64>,
+    pub(crate) max_connections: Option<u64>,
 }
 
 /// Where a VM was written down.
@@ -91,6 +93,21 @@ impl Origin {
                 "is not a number; write decimal digits only, without sign or unit",
             )
         })
+    }
+
+    /// Reads the numbers in `3+5`.
+    ///
+    /// # Errors
+    ///
+    /// One of them is none.
+    pub(crate) fn numbers(&self, key: &str, text: &str) -> Result<Vec<u64>, Mistake> {
+        let numbers = text.split('+').map(|part| {
+            part.parse().map_err(|_| {
+                let complaint = "is not a number; write decimal digits, and '+' between numbers";
+                Mistake::new(self.setting(key, text), format!("'{part}' {complaint}"))
+            })
+        });
+        numbers.collect()
     }
 }
 

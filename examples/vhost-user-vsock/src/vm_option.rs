@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use crate::mistake::Mistake;
 use crate::spec::{Origin, Settings, VmSpec, split_groups};
 
-const KEYS: &str = "guest-cid, socket, uds-path, groups, queue-size, tx-buffer-size";
+const KEYS: &str = "guest-cid, socket, uds-path, groups, host-cids, queue-size, tx-buffer-size, \
+                    max-connections";
 
 /// Reads the text of one `--vm`.
 ///
@@ -41,8 +42,10 @@ fn set(settings: &mut Settings, origin: &Origin, key: &str, value: &str) -> Resu
         "socket" => settings.socket = Some(PathBuf::from(value)),
         "uds-path" => settings.uds_path = Some(PathBuf::from(value)),
         "groups" => settings.groups = Some(split_groups(value)),
+        "host-cids" => settings.host_cids = Some(origin.numbers(key, value)?),
         "queue-size" => settings.queue_size = Some(origin.number(key, value)?),
         "tx-buffer-size" => settings.tx_buffer_size = Some(origin.number(key, value)?),
+        "max-connections" => settings.max_connections = Some(origin.number(key, value)?),
         _ => {
             return Err(Mistake::new(
                 origin.setting(key, value),
@@ -61,7 +64,7 @@ mod tests {
     fn reads_every_key() {
         let spec = parse(
             "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,\
-             groups=a+b,queue-size=256,tx-buffer-size=65536",
+             groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,max-connections=10",
         )
         .unwrap();
         assert_eq!(
@@ -72,8 +75,10 @@ mod tests {
                 fd: None,
                 uds_path: Some("/run/3.vsock".into()),
                 groups: Some(vec!["a".to_owned(), "b".to_owned()]),
+                host_cids: Some(vec![4, 5]),
                 queue_size: Some(256),
                 tx_buffer_size: Some(65536),
+                max_connections: Some(10),
             }
         );
     }

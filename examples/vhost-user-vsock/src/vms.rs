@@ -2,24 +2,30 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::vec;
 
-use vsock_packet::GuestCid;
+use vsock_packet::{Cid, GuestCid};
 use vsock_vhost_user::{GuestConfig, VhostUserSocket};
 
 use crate::check::{MAX_PATH, MAX_PATH_BEFORE_PORT, Place};
 use crate::inherited;
 use crate::mistake::Mistake;
+use crate::relay::Relay;
 use crate::spec::{Origin, Settings, VmSpec};
 
 /// The bounds of `tx-buffer-size`, in bytes: a page, and what no host should keep for a
 /// single connection anyway.
 const TX_BUFFER_SIZES: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
 
+/// The bounds of `max-connections`.
+const MAX_CONNECTIONS: std::ops::RangeInclusive<u64> = 1..=65_536;
+
 /// At least one VM, with CIDs of their own and places of their own in which their sockets
 /// can be created.
 #[derive(Debug)]
-pub(crate) struct Vms(Vec<GuestConfig>);
+pub(crate) struct Vms {
+    vms: Vec<GuestConfig>,
+    relay: Option<Relay>,
+}
 
 impl Vms {
     /// The VMs described by `specs`.
@@ -30,32 +36,27 @@ impl Vms {
     pub(crate) fn parse(specs: Vec<VmSpec>) -> Result<Self, Mistake> {
         let mut cids = BTreeSet::new();
         let mut claims = Vec::new();
+        let mut relay = None;
         let mut vms = Vec::with_capacity(specs.len());
         for VmSpec { origin, settings } in specs {
-            let vm = guest(&origin, settings, &mut claims)?;
+            let vm = guest(&origin, settings, &mut claims, &mut relay)?;
             let setting = origin.setting("guest-cid", vm.cid);
             if !cids.insert(vm.cid) {
                 let complaint = "is another VM's CID; give each VM a CID of its own";
                 return Err(Mistake::new(setting, complaint));
             }
-            vms.push(vm);
+            vms.push((origin, vm));
         }
         refuse_conflicts(&claims)?;
-        Ok(Self(vms))
+        refuse_two_meanings(&vms)?;
+        let vms = vms.into_iter().map(|(_, vm)| vm).collect();
+        Ok(Self { vms, relay })
     }
 
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-}
-
-impl IntoIterator for Vms {
-    type Item = GuestConfig;
-    type IntoIter = vec::IntoIter<GuestConfig>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+    /// The VMs, and what brings the frontend of one of them to the server, if it does not
+    /// come by itself.
+    pub(crate) fn into_parts(self) -> (Vec<GuestConfig>, Option<Relay>) {
+        (self.vms, self.relay)
     }
 }
 
@@ -65,19 +66,27 @@ pub(crate) fn summary(vm: &GuestConfig) -> String {
         VhostUserSocket::Path(path) => path.display().to_string(),
         VhostUserSocket::Listener(_) => "the inherited descriptor".to_owned(),
     };
-    let groups = if vm.groups.is_empty() {
-        "none".to_owned()
-    } else {
-        vm.groups.join("+")
-    };
     format!(
-        "serving CID {}: socket {socket}, uds-path {}, groups {groups}, \
-         queue-size {}, tx-buffer-size {}",
+        "serving CID {}: socket {socket}, uds-path {}, groups {}, host-cids {}, \
+         queue-size {}, tx-buffer-size {}, max-connections {}",
         vm.cid,
         vm.uds_path.display(),
+        list(&vm.groups),
+        list(&vm.host_cids),
         vm.queue_size,
-        vm.tx_buffer_size
+        vm.tx_buffer_size,
+        vm.max_connections
     )
+}
+
+/// As an option has it.
+fn list(items: &[impl ToString]) -> String {
+    let items: Vec<_> = items.iter().map(ToString::to_string).collect();
+    if items.is_empty() {
+        "none".to_owned()
+    } else {
+        items.join("+")
+    }
 }
 
 /// A place that a VM's socket will take.
@@ -94,11 +103,14 @@ fn guest(
     origin: &Origin,
     settings: Settings,
     claims: &mut Vec<Claim>,
+    relay: &mut Option<Relay>,
 ) -> Result<GuestConfig, Mistake> {
     let cid = cid(origin, settings.guest_cid)?;
     let queue_size = queue_size(origin, settings.queue_size)?;
     let tx_buffer_size = tx_buffer_size(origin, settings.tx_buffer_size)?;
+    let max_connections = max_connections(origin, settings.max_connections)?;
     let groups = groups(origin, settings.groups.unwrap_or_default())?;
+    let host_cids = host_cids(origin, cid, &settings.host_cids.unwrap_or_default())?;
     let uds_path = settings
         .uds_path
         .ok_or_else(|| origin.missing("uds-path", "/run/vm.vsock"))?;
@@ -108,8 +120,9 @@ fn guest(
             VhostUserSocket::Path(path)
         }
         (None, Some(fd)) => {
-            let listener = inherited::listener(fd)
+            let (listener, its_relay) = inherited::listener(fd)
                 .map_err(|error| Mistake::new(origin.setting("fd", fd), error))?;
+            *relay = its_relay;
             VhostUserSocket::Listener(listener)
         }
         (None, None) => return Err(origin.missing("socket", "/run/vm.sock")),
@@ -118,8 +131,10 @@ fn guest(
     Ok(GuestConfig {
         socket,
         groups,
+        host_cids,
         queue_size,
         tx_buffer_size,
+        max_connections,
         ..GuestConfig::new(cid, "", uds_path)
     })
 }
@@ -165,6 +180,38 @@ fn tx_buffer_size(origin: &Origin, value: Option<u64>) -> Result<u32, Mistake> {
             ),
         )),
     }
+}
+
+fn max_connections(origin: &Origin, value: Option<u64>) -> Result<usize, Mistake> {
+    let Some(value) = value else {
+        return Ok(GuestConfig::DEFAULT_MAX_CONNECTIONS);
+    };
+    match usize::try_from(value) {
+        Ok(count) if MAX_CONNECTIONS.contains(&value) => Ok(count),
+        _ => Err(Mistake::new(
+            origin.setting("max-connections", value),
+            format!(
+                "is out of bounds; choose from {} to {}",
+                MAX_CONNECTIONS.start(),
+                MAX_CONNECTIONS.end()
+            ),
+        )),
+    }
+}
+
+fn host_cids(origin: &Origin, own: GuestCid, values: &[u64]) -> Result<Vec<Cid>, Mistake> {
+    let mistake = |complaint| Mistake::new(origin.setting("host-cids", list(values)), complaint);
+    let parse = |&value: &u64| match GuestCid::new(value) {
+        Err(_) => Err(mistake(format!(
+            "{value} is reserved or too large; choose CIDs from 3 to 4294967294, beside 2, \
+             which always means the host"
+        ))),
+        Ok(cid) if cid == own => Err(mistake(format!(
+            "{value} is the guest's own CID; choose another, or another guest-cid"
+        ))),
+        Ok(cid) => Ok(cid.cid()),
+    };
+    values.iter().map(parse).collect()
 }
 
 fn groups(origin: &Origin, names: Vec<String>) -> Result<Vec<String>, Mistake> {
@@ -216,6 +263,30 @@ fn refuse_conflicts(claims: &[Claim]) -> Result<(), Mistake> {
                     format!(
                         "is where port {port} of {} leads; choose a path that doesn't end so",
                         owner.setting
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A CID that means the host to a guest is that of no sibling which it reaches, and which
+/// reaches it: neither could be told from the host. Of a guest that it shares no group
+/// with, no packet comes, and none goes there.
+fn refuse_two_meanings(vms: &[(Origin, GuestConfig)]) -> Result<(), Mistake> {
+    for (origin, vm) in vms {
+        for (_, other) in vms {
+            let shared = vm.groups.iter().find(|group| other.groups.contains(group));
+            if let Some(group) = shared
+                && vm.host_cids.contains(&other.cid.cid())
+            {
+                return Err(Mistake::new(
+                    origin.setting("host-cids", list(&vm.host_cids)),
+                    format!(
+                        "{} is also the CID of a VM in the same group '{group}'; \
+                         choose another CID, or other groups",
+                        other.cid
                     ),
                 ));
             }

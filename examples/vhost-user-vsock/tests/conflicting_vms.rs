@@ -58,6 +58,21 @@ fn refuses_vms_in_each_others_way() {
     }
 }
 
+/// Which is the host, and which the sibling?
+#[test]
+fn refuses_a_host_cid_that_is_a_siblings() {
+    let dir = directory();
+    let grouped = format!("{VM_3},groups=a+b");
+    let four = "guest-cid=4,socket=D/4.sock,uds-path=D/4.vsock,groups=b+c,host-cids=5+3";
+    let words = [
+        "--vm host-cids=5+3: 3 is also the CID of a VM in the same group 'b'",
+        "choose another CID, or other groups",
+    ];
+    for vms in [[&grouped, four], [four, &grouped]] {
+        refused(dir.path(), &["--vm", vms[0], "--vm", vms[1]], &words);
+    }
+}
+
 /// The last VM's mistake is told before the first VM's sockets are created.
 #[test]
 fn creates_nothing_for_the_vms_before_the_mistake() {

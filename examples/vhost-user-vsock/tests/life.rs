@@ -96,17 +96,20 @@ fn a_file_says_the_same_as_options() {
     let config = dir.path().join("vms.toml");
     let text = format!(
         "[[vm]]\nguest_cid = 3\nsocket = \"{name}/3.sock\"\nuds_path = \"{name}/3.vsock\"\n\
-         groups = [\"a\", \"b\"]\nqueue_size = 256\ntx_buffer_size = 65536\n"
+         groups = [\"a\", \"b\"]\nhost_cids = [4, 5]\nqueue_size = 256\n\
+         tx_buffer_size = 65536\nmax_connections = 10\n"
     );
     fs::write(&config, text).unwrap();
     let text = config.to_str().unwrap();
     let from_file = served(&["--config", text]);
     let vm = format!(
-        "{},groups=a+b,queue-size=256,tx-buffer-size=65536",
+        "{},groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,max-connections=10",
         vm(dir.path(), 3)
     );
     assert_eq!(from_file, served(&["--vm", &vm]));
-    assert!(from_file.contains("groups a+b, queue-size 256, tx-buffer-size 65536"));
+    let says = "groups a+b, host-cids 4+5, queue-size 256, tx-buffer-size 65536, \
+                max-connections 10";
+    assert!(from_file.contains(says), "{from_file}");
 }
 
 /// What the log says of the VM that is served.

@@ -150,10 +150,10 @@ fn refuses_a_file_that_cannot_be_read() {
 }
 
 #[test]
-fn refuses_a_descriptor_that_does_not_listen() {
+fn refuses_a_descriptor_that_is_no_vhost_user_socket() {
     let dir = directory();
     for (fd, says) in [
-        ("0", "is not a listening UNIX"),
+        ("0", "is no UNIX stream socket that listens or is connected"),
         ("999", "is not an open descriptor"),
     ] {
         let args = ["--guest-cid", "3", "--uds-path", "D/vsock", "--fd", fd];

@@ -41,6 +41,17 @@ const WRONG_SETTINGS: &[WrongSetting] = &[
     wrong("queue-size", "65537", &["power of two up to 1024"]),
     wrong("tx-buffer-size", "0", &["4096 to"]),
     wrong("tx-buffer-size", "4294967295", &["choose from"]),
+    wrong("max-connections", "0", &["choose from 1 to 65536"]),
+    wrong("max-connections", "65537", &["choose from 1 to 65536"]),
+    wrong("host-cids", "0", &["0 is reserved", "from 3 to"]),
+    wrong(
+        "host-cids",
+        "4+2",
+        &["2 is reserved", "always means the host"],
+    ),
+    wrong("host-cids", "4294967295", &["reserved", "from 3 to"]),
+    wrong("host-cids", "4+4294967296", &["too large", "from 3 to"]),
+    wrong("host-cids", "4+3", &["3 is the guest's own CID", "another"]),
     wrong(
         "socket",
         "D/missing/socket",
@@ -154,6 +165,7 @@ fn refuses_each_wrong_key_of_a_file() {
             let value = match key {
                 "socket" | "uds-path" => format!("\"{value}\""),
                 "groups" => format!("[\"{}\"]", value.replace('+', "\", \"")),
+                "host-cids" => format!("[{}]", value.replace('+', ", ")),
                 _ => value.to_owned(),
             };
             format!("{} = {value}\n", key.replace('-', "_"))
@@ -177,7 +189,12 @@ fn refuses_each_wrong_key_of_a_file() {
 #[test]
 fn refuses_what_is_no_number() {
     let dir = directory();
-    for key in ["guest-cid", "queue-size", "tx-buffer-size"] {
+    for key in [
+        "guest-cid",
+        "queue-size",
+        "tx-buffer-size",
+        "max-connections",
+    ] {
         for value in [
             "",
             "three",
@@ -201,6 +218,24 @@ fn refuses_what_is_no_number() {
             refused(dir.path(), &["--vm", &format!("{key}={value}")], &words);
         }
     }
+}
+
+#[test]
+fn refuses_a_list_in_which_something_is_no_number() {
+    let dir = directory();
+    for (value, part) in [
+        ("", ""),
+        ("3+", ""),
+        ("3+x", "x"),
+        ("3,5", "3,5"),
+        ("-1", "-1"),
+    ] {
+        let option = format!("--host-cids={value}");
+        let setting = format!("--host-cids {value}: '{part}' is not a number");
+        refused(dir.path(), &[&option], &[&setting, "'+' between numbers"]);
+    }
+    let setting = "--vm host-cids=3+x: 'x' is not a number";
+    refused(dir.path(), &["--vm", "host-cids=3+x"], &[setting]);
 }
 
 #[test]

@@ -119,11 +119,16 @@ impl Daemon {
 
     /// Sends a signal to the daemon and waits for its end; returns the exit code, `None`
     /// if the signal killed it.
-    pub(crate) fn end(mut self, signal: Signal) -> Option<i32> {
+    pub(crate) fn end(self, signal: Signal) -> Option<i32> {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+        self.wait()
+    }
+
+    /// Waits until the daemon ends; returns the exit code, `None` if a signal killed it.
+    pub(crate) fn wait(mut self) -> Option<i32> {
         assert!(
             ends_within(&self.child, PATIENCE),
-            "still there {PATIENCE:?} after {signal:?}"
+            "still there after {PATIENCE:?}"
         );
         self.child.wait().unwrap().code()
     }
