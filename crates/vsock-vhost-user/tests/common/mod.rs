@@ -1,8 +1,10 @@
 //! The device under test: a server whose sockets lie in a directory of their own.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 #![allow(unreachable_pub, reason = "the test files are its users")]
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod pair;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,6 +13,8 @@ use tempfile::TempDir;
 use vsock_packet::{Cid, GuestCid, Header, Op, VsockAddr};
 use vsock_testkit::{Error, Guest, Setup};
 use vsock_vhost_user::{AddError, GuestConfig, Server};
+
+pub use pair::{pair, pair_of, pair_with};
 
 /// The CID of the guest that every [`Device`] serves.
 pub const CID: u64 = 3;
