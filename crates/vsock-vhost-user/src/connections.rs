@@ -363,6 +363,10 @@ impl Turn<'_> {
             }
             let (bytes, packets) = self.connection.sendable();
             if bytes == 0 {
+                if self.host.read_end() {
+                    self.end();
+                    continue;
+                }
                 self.connection.blocked();
                 if self.connection.has_control() {
                     continue;
@@ -399,6 +403,17 @@ impl Turn<'_> {
         true
     }
 
+    /// The application sends no more, and takes none when it is gone.
+    fn end(&mut self) {
+        let gone = self.host.is_gone();
+        let halves = if gone {
+            ShutdownFlags::all()
+        } else {
+            ShutdownFlags::SEND
+        };
+        self.connection.end_host(halves, self.now);
+    }
+
     /// Reads from the application into the room reserved. Returns the bytes read.
     fn read(&mut self, rx: &mut RxPass<'_, '_>, room: usize) -> usize {
         match self.host.read(rx.room(), room) {
@@ -416,14 +431,9 @@ impl Turn<'_> {
                 self.connection.unblocked();
                 0
             }
-            Read::End { gone } => {
+            Read::End => {
                 rx.put_back();
-                let halves = if gone {
-                    ShutdownFlags::all()
-                } else {
-                    ShutdownFlags::SEND
-                };
-                self.connection.end_host(halves, self.now);
+                self.end();
                 0
             }
         }

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::net::{SendFlags, Shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use vsock_packet::PortNumber;
 
 use crate::memory::Piece;
@@ -24,6 +24,8 @@ pub(crate) struct HostEnd {
     readable: bool,
     writable: bool,
     hung_up: bool,
+    /// The application has shut something down: the end may be next.
+    end_is_near: bool,
     ended: Ended,
     read_size: usize,
     /// The host port that was assigned, to be freed.
@@ -48,8 +50,8 @@ pub(crate) enum Read {
     Bytes(usize),
     /// Nothing now.
     NotReady,
-    /// The application sends no more; `gone` when it also takes no more.
-    End { gone: bool },
+    /// The application sends no more.
+    End,
 }
 
 impl HostEnd {
@@ -61,6 +63,7 @@ impl HostEnd {
             readable: false,
             writable: true,
             hung_up: false,
+            end_is_near: false,
             ended: Ended::default(),
             read_size: *READ_SIZES.start(),
             assigned_port,
@@ -77,6 +80,7 @@ impl HostEnd {
     pub(crate) fn note(&mut self, events: EventFlags) {
         let gone = EventFlags::HUP | EventFlags::ERR;
         self.hung_up |= events.contains(EventFlags::HUP);
+        self.end_is_near |= events.intersects(EventFlags::RDHUP | gone);
         self.readable |= events.intersects(EventFlags::IN | EventFlags::RDHUP | gone);
         self.writable |= events.intersects(EventFlags::OUT | gone);
     }
@@ -105,7 +109,7 @@ impl HostEnd {
         match socket_io::receive(socket.as_fd(), room) {
             Ok(0) => {
                 self.ended.reading = true;
-                Read::End { gone: self.hung_up }
+                Read::End
             }
             Ok(bytes) => {
                 self.adapt_read_size(bytes, capacity);
@@ -117,9 +121,22 @@ impl HostEnd {
             }
             Err(_) => {
                 self.ended.reading = true;
-                Read::End { gone: true }
+                self.hung_up = true;
+                Read::End
             }
         }
+    }
+
+    /// Whether the application has ended and nothing is left to read. The guest may learn
+    /// that without credit for a single byte.
+    pub(crate) fn read_end(&mut self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let ends = self.end_is_near
+            && self.socket.as_ref().is_some_and(|socket| {
+                rustix::net::recv(socket, &mut [0; 1], flags).is_ok_and(|(_, bytes)| bytes == 0)
+            });
+        self.ended.reading |= ends;
+        ends
     }
 
     fn adapt_read_size(&mut self, bytes: usize, capacity: usize) {
@@ -247,8 +264,7 @@ impl HostEnd {
         }
         let mut scrap = [0; 4096];
         let mut left = SOCKET_HOLDS;
-        while let Ok((read @ 1.., _)) =
-            rustix::net::recv(&socket, &mut scrap, rustix::net::RecvFlags::DONTWAIT)
+        while let Ok((read @ 1.., _)) = rustix::net::recv(&socket, &mut scrap, RecvFlags::DONTWAIT)
         {
             left = left.saturating_sub(read);
             if left == 0 {

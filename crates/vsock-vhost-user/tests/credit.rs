@@ -8,8 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Device, header, pair, pair_of, pair_with, pattern};
-use vsock_packet::{Header, Op};
-use vsock_testkit::host::HostListener;
+use vsock_packet::{Header, Op, ShutdownFlags};
+use vsock_testkit::host::{HostListener, Service};
 use vsock_testkit::{Behaviour, Error, Layout, RxBuffers, Setup};
 
 #[test]
@@ -234,5 +234,23 @@ fn a_fwd_cnt_that_was_never_sent_harms_nobody() -> Result<(), Error> {
     }
     good_end.write_all(b"hello")?;
     assert_eq!(guest.read_exact(good, 5)?, b"hello");
+    Ok(())
+}
+
+#[test]
+fn an_end_reaches_a_guest_that_has_no_credit_left() -> Result<(), Error> {
+    let device = Device::start();
+    let window = 256 << 10;
+    let _source = Service::source(&device.uds(), 700, pattern(window))?;
+    let mut guest = device.guest()?;
+    let stream = guest.connect(700)?;
+    guest.wait_until("the end", |guest| {
+        guest
+            .stream(stream)
+            .peer_shutdown()
+            .contains(ShutdownFlags::SEND)
+    })?;
+    assert_eq!(guest.stream(stream).unread(), window);
+    assert!(guest.read_to_end(stream)? == pattern(window));
     Ok(())
 }

@@ -8,9 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{AT_ONCE, Device, assert_at_once, pattern};
-use vsock_packet::{Cid, Header, Op, ShutdownFlags, SocketType, VsockAddr};
+use vsock_packet::{Cid, Features, Header, Op, ShutdownFlags, SocketType, VsockAddr};
 use vsock_testkit::host::Service;
-use vsock_testkit::{Behaviour, Error, Guest, Layout, Refill, RxBuffers, Setup, StreamId, feature};
+use vsock_testkit::{
+    Behaviour, Error, Guest, Layout, Refill, RxBuffers, Setup, State, StreamId, feature,
+};
 
 const PORT: u32 = 1234;
 
@@ -30,8 +32,14 @@ fn at(guest: &Guest, port: u32) -> VsockAddr {
     guest.at(port)
 }
 
+/// Waits until a guest's device serves its rings: it answers.
+fn is_up(guest: &mut Guest) {
+    assert!(guest.connect(1).is_err(), "nobody is at the host's port 1");
+}
+
 /// A connection from the first guest to the second, while both are in this thread.
 fn connect(one: &mut Guest, other: &mut Guest) -> Result<(StreamId, StreamId), Error> {
+    is_up(other);
     other.listen(PORT);
     let theirs = at(other, PORT);
     let stream = one.start_connect(theirs)?;
@@ -122,6 +130,7 @@ fn only_those_who_share_a_group_meet() -> Result<(), Error> {
     connect(&mut one, &mut alike)?;
     for cid in [5, 6] {
         let mut other = device.guest_of(cid)?;
+        is_up(&mut other);
         other.listen(PORT);
         let theirs = at(&other, PORT);
         refused_at_once(&mut one, theirs);
@@ -151,6 +160,7 @@ fn refuses_at_once_what_is_not_there() -> Result<(), Error> {
     refused_at_once(&mut one, own);
 
     let mut other = device.guest_of(4)?;
+    is_up(&mut other);
     let closed = one.start_connect(at(&other, PORT))?;
     let start = Instant::now();
     other.wait_until("the REQUEST", |other| other.refused() > 0)?;
@@ -162,21 +172,15 @@ fn refuses_at_once_what_is_not_there() -> Result<(), Error> {
 #[test]
 fn a_type_the_sibling_does_not_take_is_refused() -> Result<(), Error> {
     let device = house(&[(3, &["a"]), (4, &["a"])]);
-    let features = feature::LINUX | feature::SEQPACKET;
-    let mut one = Guest::start(
-        device.socket(3),
-        Setup {
-            features,
-            ..Setup::default()
-        },
-    )?;
-    let other = Guest::start(
+    let mut one = device.guest_of(3)?;
+    let mut other = Guest::start(
         device.socket(4),
         Setup {
-            features: feature::LINUX & !feature::SEQPACKET,
+            features: feature::LINUX & !Features::SEQPACKET.bits(),
             ..Setup::default()
         },
     )?;
+    is_up(&mut other);
     let request = Header {
         socket_type: SocketType::Seqpacket,
         ..Header::new(Op::Request, at(&one, 50), at(&other, PORT))
@@ -214,7 +218,10 @@ fn halves_end_one_by_one() -> Result<(), Error> {
     assert_eq!(one.read_exact(there, 6)?, b"answer");
     other.start_close(here)?;
     assert_eq!(one.read_to_end(there)?, b"");
-    other.wait_until("the RST", |other| other.stream(here).was_reset())?;
+    one.pump(Duration::from_millis(20))?;
+    other.wait_until("the RST", |other| {
+        other.stream(here).state() == State::Closed
+    })?;
     Ok(())
 }
 
@@ -289,8 +296,8 @@ fn a_sibling_that_never_refills_slows_nobody() -> Result<(), Error> {
     let device = house(&[(3, &["a"]), (4, &["a"]), (5, &["a"])]);
     let mut one = device.guest_of(3)?;
     let rx = RxBuffers {
-        refill: Refill::Never,
-        count: 4,
+        refill: Refill::ByHand,
+        count: 8,
         ..RxBuffers::default()
     };
     let mut stalled = Guest::start(
@@ -300,6 +307,7 @@ fn a_sibling_that_never_refills_slows_nobody() -> Result<(), Error> {
             ..Setup::default()
         },
     )?;
+    stalled.refill_rx(8)?;
     let mut lively = device.guest_of(5)?;
     let (to_stalled, _) = connect(&mut one, &mut stalled)?;
     let (to_lively, here) = connect(&mut one, &mut lively)?;
@@ -320,6 +328,7 @@ fn a_sibling_that_never_refills_slows_nobody() -> Result<(), Error> {
 fn a_forged_source_is_refused_and_reaches_nobody() -> Result<(), Error> {
     let device = house(&[(3, &["a"]), (4, &["a"]), (5, &["a"])]);
     let (mut one, mut other) = (device.guest_of(3)?, device.guest_of(4)?);
+    is_up(&mut other);
     other.listen(PORT);
     let forged = VsockAddr::new(Cid::new(5), 50);
     let request = Header::new(Op::Request, forged, at(&other, PORT));
