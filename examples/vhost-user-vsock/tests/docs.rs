@@ -9,6 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use support::run;
+use vsock_router::Refusal;
 
 const MANUAL: &str = include_str!("../../../docs/options.md");
 const README: &str = include_str!("../../../README.md");
@@ -103,6 +104,22 @@ fn commands(page: &str) -> Vec<String> {
                 .then(|| args.to_owned())
         })
         .collect()
+}
+
+/// An operator finds what the log says in the table of reasons.
+#[test]
+fn the_page_on_siblings_quotes_the_reasons_for_refusals() {
+    for why in [
+        Refusal::NoRoute,
+        Refusal::NoSharedGroup,
+        Refusal::NotUp,
+        Refusal::TypeNotSupported,
+        Refusal::TooManyConnections,
+        Refusal::InUse,
+        Refusal::ForgedSource,
+    ] {
+        assert!(SIBLINGS.contains(&format!("| `{why}` |")), "{why}");
+    }
 }
 
 /// A link to a page of ours leads to a page, and to a heading in it.

@@ -13,6 +13,9 @@ use vsock_vhost_user::GuestConfig;
 
 const LIMITS: &str = include_str!("../../../docs/limits.md");
 
+/// This page has some of the numbers, too.
+const HYBRID: &str = include_str!("../../../docs/hybrid-vsock.md");
+
 const ROUTER: &str = "crates/vsock-router";
 const VHOST_USER: &str = "crates/vsock-vhost-user";
 const DAEMON: &str = "examples/vhost-user-vsock";
@@ -125,6 +128,9 @@ fn the_times() {
         "Duration::from_secs(5)"
     );
     says("the time for that line", "5 s");
+    assert!(HYBRID.contains("complete 5 seconds after"));
+    assert!(HYBRID.contains(&format!("answer within {} seconds", request.as_secs())));
+    assert!(HYBRID.contains(&format!("close within {} seconds", shutdown.as_secs())));
 }
 
 #[test]
@@ -152,6 +158,8 @@ fn the_bounds_at_the_door() {
     says("host applications that have not", "128");
     assert_eq!(constant(VHOST_USER, "MAX_LINE"), "32");
     says("the length of the `CONNECT` line", "32 bytes");
+    assert!(HYBRID.contains("at most 32 bytes"));
+    assert!(HYBRID.contains(&format!("from {first} to {last}")));
     assert_eq!(constant(VHOST_USER, "BACKLOG"), "128");
     says("host applications that wait to be let in", "128");
 }
