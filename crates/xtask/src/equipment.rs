@@ -93,6 +93,11 @@ impl Equipment {
     }
 }
 
+/// Fails if a tool is missing and can't be installed.
+pub(crate) fn check_tools() -> Result<()> {
+    apt::missing(&TOOLS).map(|_| ())
+}
+
 /// Each kernel with its first file system.
 fn guests(kernels: &[Series]) -> Result<Vec<(Kernel, PathBuf)>> {
     let kernels = kernels.iter().map(|&series| Kernel::obtain(series));

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::equipment;
 use crate::kernel::Series;
 use crate::process::{CARGO_DEADLINE, run};
 use crate::progress::elapsed;
@@ -23,6 +24,10 @@ pub(crate) struct Selection {
 
 /// Runs the selected checks.
 pub(crate) fn run_all(selection: &Selection) -> Result<()> {
+    if !selection.kernels.is_empty() {
+        // Sooner than after minutes of other checks.
+        equipment::check_tools()?;
+    }
     let mut steps = Steps::default();
     if selection.without_guests {
         for (name, arguments) in CARGO_STEPS {
