@@ -48,6 +48,13 @@ pub(crate) struct Site {
     scratch: Scratch,
 }
 
+/// A guest whose daemon is gone, and the directory where their sockets were.
+#[derive(Debug)]
+pub(crate) struct Ruin {
+    _guest: Guest,
+    _scratch: Scratch,
+}
+
 impl Site {
     /// Starts the daemon.
     pub(crate) fn prepare(equipment: &Equipment) -> Result<Self> {
@@ -89,20 +96,17 @@ impl Lab {
         Ok(self.site)
     }
 
-    /// Ends the daemon with SIGTERM while the guest runs, and then the guest.
-    pub(crate) fn terminate_daemon(self, deadline: Duration) -> Result<ExitStatus> {
-        // Named, so that guest and directory stay until the daemon has ended.
-        let Self {
-            guest: _guest,
-            site,
-            ..
-        } = self;
+    /// Ends the daemon with SIGTERM while the guest runs.
+    pub(crate) fn terminate_daemon(self, deadline: Duration) -> Result<(ExitStatus, Ruin)> {
+        let Self { guest, site, .. } = self;
         let Site {
-            daemon,
-            scratch: _scratch,
-            ..
+            daemon, scratch, ..
         } = site;
-        daemon.terminate(deadline)
+        let ruin = Ruin {
+            _guest: guest,
+            _scratch: scratch,
+        };
+        Ok((daemon.terminate(deadline)?, ruin))
     }
 
     /// Fails if daemon or guest have ended.

@@ -8,10 +8,11 @@ pub(crate) mod bulk;
 mod life;
 mod machine;
 mod refusals;
+mod table;
 mod tools;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -20,6 +21,7 @@ use crate::kernel::Series;
 use crate::lab::Lab;
 use crate::progress::{detail, say};
 use crate::project;
+use crate::suite::table::Outcome;
 
 /// Something that must hold between a guest and its host.
 struct Case {
@@ -27,53 +29,33 @@ struct Case {
     check: Check,
 }
 
-/// Does a case; takes the lab and gives it back if it still works.
-type Check = Box<dyn Fn(Lab) -> Result<Passed, Box<Broken>>>;
+/// Does a case, and returns a word on how it went. It finds a lab in its bench, and may
+/// leave it without one.
+type Check = Box<dyn Fn(&mut Bench) -> Result<String>>;
 
-/// What a passed case leaves.
-struct Passed {
-    lab: Option<Lab>,
-    note: String,
-}
-
-/// What a failed case leaves.
-struct Broken {
-    why: anyhow::Error,
-    lab: Option<Lab>,
-}
+/// Where a lab stands, or stood.
+type Bench = Option<Lab>;
 
 impl Case {
-    /// A case that leaves its guest running.
+    /// A case that leaves its lab as it was.
     fn new(name: impl Into<String>, check: impl Fn(&mut Lab) -> Result<String> + 'static) -> Self {
-        let check: Check = Box::new(move |mut lab| match check(&mut lab) {
-            Ok(note) => Ok(Passed {
-                lab: Some(lab),
-                note,
-            }),
-            Err(why) => Err(Box::new(Broken {
-                why,
-                lab: Some(lab),
-            })),
-        });
-        Self {
-            name: name.into(),
-            check,
-        }
+        Self::destructive(name, move |bench| check(bench.as_mut().context(NO_LAB)?))
     }
 
     /// A case that takes its lab apart, and may put it together again.
     fn destructive(
         name: impl Into<String>,
-        check: impl Fn(Lab) -> Result<Passed> + 'static,
+        check: impl Fn(&mut Bench) -> Result<String> + 'static,
     ) -> Self {
-        let check: Check =
-            Box::new(move |lab| check(lab).map_err(|why| Box::new(Broken { why, lab: None })));
         Self {
             name: name.into(),
-            check,
+            check: Box::new(check),
         }
     }
 }
+
+/// A mistake in the suite, not in what it tests.
+const NO_LAB: &str = "a case began without a lab";
 
 /// All cases, in their order: what takes the guest apart comes last.
 fn cases() -> Vec<Case> {
@@ -85,15 +67,6 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// How one case went on one kernel.
-struct Outcome {
-    series: Series,
-    name: String,
-    passed: bool,
-    note: String,
-    took: Duration,
-}
-
 /// Runs the cases whose name contains `filter`, on each of `kernels`; an error if any
 /// fails.
 pub(crate) fn run(kernels: &[Series], filter: &str) -> Result<()> {
@@ -101,32 +74,48 @@ pub(crate) fn run(kernels: &[Series], filter: &str) -> Result<()> {
     for equipment in Equipment::get(kernels)? {
         outcomes.extend(run_on(&equipment, filter)?);
     }
-    summarize(kernels, &outcomes)
+    table::print(kernels, &outcomes);
+    let failed = outcomes.iter().filter(|outcome| !outcome.passed).count();
+    println!(
+        "\nreal guests: {} passed, {failed} failed",
+        outcomes.len() - failed
+    );
+    if outcomes.is_empty() {
+        bail!("no case has {filter:?} in its name");
+    }
+    if failed > 0 {
+        bail!(
+            "{failed} cases failed; their logs are in {}",
+            logs().display()
+        );
+    }
+    Ok(())
 }
 
 fn run_on(equipment: &Equipment, filter: &str) -> Result<Vec<Outcome>> {
     let (kernel, accel) = (&equipment.kernel, equipment.accel.name());
     say(format!("Linux {}, {accel}", kernel.release));
     let mut outcomes = Vec::new();
-    let mut lab = None;
+    let mut bench = None;
     for case in cases()
         .into_iter()
         .filter(|case| case.name.contains(filter))
     {
-        let fresh = match lab.take() {
-            Some(lab) => lab,
-            None => Lab::start(equipment).context("start a daemon and a guest")?,
-        };
+        if bench.is_none() {
+            bench = Some(Lab::start(equipment).context("start a daemon and a guest")?);
+        }
         let start = Instant::now();
-        let checked = (case.check)(fresh);
+        let checked = (case.check)(&mut bench).and_then(|note| {
+            // Daemon and QEMU are still there, unless the case was to end them.
+            bench.as_mut().map_or(Ok(()), Lab::check)?;
+            Ok(note)
+        });
         let took = start.elapsed();
-        let (passed, note) = match checked.and_then(still_alive) {
-            Ok(passed) => {
-                lab = passed.lab;
-                (true, passed.note)
-            }
-            Err(broken) => (false, autopsy(&case.name, kernel.series, &broken)),
-        };
+        let passed = checked.is_ok();
+        let note = checked.unwrap_or_else(|why| {
+            keep_logs(&case.name, kernel.series, bench.take().as_ref());
+            format!("{why:#}")
+        });
         let outcome = Outcome {
             series: kernel.series,
             name: case.name,
@@ -134,115 +123,29 @@ fn run_on(equipment: &Equipment, filter: &str) -> Result<Vec<Outcome>> {
             note,
             took,
         };
-        say(line(&outcome));
+        say(outcome.line());
         outcomes.push(outcome);
     }
     Ok(outcomes)
 }
 
-/// After each case, daemon and QEMU are still there, unless the case was to end them.
-fn still_alive(passed: Passed) -> Result<Passed, Box<Broken>> {
-    let Passed {
-        lab: Some(mut lab),
-        note,
-    } = passed
-    else {
-        return Ok(passed);
-    };
-    match lab.check() {
-        Ok(()) => Ok(Passed {
-            lab: Some(lab),
-            note,
-        }),
-        Err(why) => Err(Box::new(Broken {
-            why,
-            lab: Some(lab),
-        })),
-    }
-}
-
-/// Keeps a failed case's logs and shows their ends; returns what went wrong.
-fn autopsy(name: &str, series: Series, broken: &Broken) -> String {
-    let why = format!("{:#}", broken.why);
-    if let Some(lab) = &broken.lab {
-        let directory = logs(name, series);
-        match lab.keep_logs(&directory) {
-            Ok(daemon) => {
-                detail(format!("the end of the daemon's log:\n{daemon}"));
-                detail(lab.guest.console_tail());
-                detail(format!("all logs: {}", directory.display()));
-            }
-            Err(error) => detail(format!("the logs are lost: {error:#}")),
+/// Keeps a failed case's logs, if its lab still stands, and shows their ends.
+fn keep_logs(name: &str, series: Series, lab: Option<&Lab>) {
+    let Some(lab) = lab else { return };
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let directory = logs()
+        .join(series.name())
+        .join(name.chars().map(plain).collect::<String>());
+    match lab.keep_logs(&directory) {
+        Ok(daemon) => {
+            detail(format!("the end of the daemon's log:\n{daemon}"));
+            detail(lab.guest.console_tail());
+            detail(format!("all logs: {}", directory.display()));
         }
+        Err(error) => detail(format!("the logs are lost: {error:#}")),
     }
-    why
 }
 
-fn logs(name: &str, series: Series) -> PathBuf {
-    let name: String = name
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .collect();
-    project::cache().join("logs").join(series.name()).join(name)
-}
-
-fn line(outcome: &Outcome) -> String {
-    let Outcome {
-        name,
-        passed,
-        note,
-        took,
-        ..
-    } = outcome;
-    let verdict = if *passed { "ok  " } else { "FAIL" };
-    format!("{verdict} {name:60} {:5.1} s  {note}", took.as_secs_f64())
-}
-
-/// Prints the table and the last line.
-fn summarize(kernels: &[Series], outcomes: &[Outcome]) -> Result<()> {
-    println!();
-    print!("{:60}", "case");
-    for series in kernels {
-        print!("  {:>16}", series.name());
-    }
-    println!();
-    let mut names: Vec<&str> = Vec::new();
-    for outcome in outcomes {
-        if !names.contains(&outcome.name.as_str()) {
-            names.push(&outcome.name);
-        }
-    }
-    for name in names {
-        print!("{name:60}");
-        for &series in kernels {
-            let outcome = outcomes
-                .iter()
-                .find(|o| o.series == series && o.name == name);
-            print!("  {:>16}", outcome.map_or("-".to_owned(), cell));
-        }
-        println!();
-    }
-    let failed = outcomes.iter().filter(|outcome| !outcome.passed).count();
-    println!(
-        "\nreal guests: {} passed, {failed} failed",
-        outcomes.len() - failed
-    );
-    if outcomes.is_empty() {
-        bail!("no case has such a name");
-    }
-    if failed > 0 {
-        bail!(
-            "{failed} cases failed; their logs are in {}",
-            project::cache().join("logs").display()
-        );
-    }
-    Ok(())
-}
-
-fn cell(outcome: &Outcome) -> String {
-    match outcome.passed {
-        true if outcome.note.is_empty() => "ok".to_owned(),
-        true => outcome.note.clone(),
-        false => "FAILED".to_owned(),
-    }
+fn logs() -> PathBuf {
+    project::cache().join("logs")
 }

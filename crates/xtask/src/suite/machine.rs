@@ -1,14 +1,18 @@
 //! What happens to the machine: paused, reset, killed.
 
+use std::io::ErrorKind;
+use std::mem::MaybeUninit;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use guest_agent::protocol::Endpoint;
 use guest_agent::script::{Connected, Receive, Send, Step, milliseconds, run_all};
+use socket2::Socket;
 
 use super::bulk::Transfer;
-use super::{Case, Passed};
+use super::{Bench, Case, NO_LAB};
 use crate::guest::{BOOT_DEADLINE, Ongoing};
 use crate::hybrid::{self, Listener};
 use crate::lab::{HOST_CID, Lab};
@@ -46,52 +50,58 @@ pub(super) fn cases() -> Vec<Case> {
     ]
 }
 
-/// A connection in mid-transfer is paused with the machine, and goes on with it.
+/// What a stopped machine is sent, it gets when it goes on, over the same connection.
 fn stop_and_cont(lab: &mut Lab) -> Result<String> {
-    const HALF: u64 = 2_000_000;
+    const BYTES: u64 = 100_000;
     let port = lab.port();
     let listener = Listener::bind(lab.uds(), port)?;
-    let guest = vec![Step::Echo];
-    let ongoing = lab.guest.converse(
-        Endpoint::Connect {
-            cid: HOST_CID,
-            port,
-        },
-        1,
-        guest,
-    )?;
-    let connected = listener.accept().map_err(|failure| anyhow!(failure.why))?;
-    let held = connected
-        .socket
-        .try_clone()
-        .context("hold the connection")?;
+    let endpoint = Endpoint::Connect {
+        cid: HOST_CID,
+        port,
+    };
+    let guest = lab.guest.converse(endpoint, 1, vec![Step::Echo])?;
+    let socket = listener
+        .accept()
+        .map_err(|failure| anyhow!(failure.why))?
+        .socket;
 
+    let turn = |seed| {
+        [
+            Step::Send(Send::new(BYTES, seed)),
+            Step::Receive(Receive::new(BYTES, seed)),
+        ]
+    };
+    host_does(&socket, &turn(1)).context("before the stop")?;
     lab.guest.qemu.execute("stop")?;
-    let sending = thread::spawn(move || {
-        let exchange = Step::Exchange(Send::new(HALF, 1), Receive::new(HALF, 1));
-        run_all(
-            vec![Ok(connected)],
-            &[exchange, Step::FinishSending, Step::ExpectEnd],
-        )
-        .remove(0)
-    });
-    ensure!(still_open(&held)?, "stop ended the connection");
+    let [send, receive] = turn(2);
+    host_does(&socket, &[send]).context("while stopped")?;
+    ensure!(
+        is_silent(&socket)?,
+        "the connection did not just wait while stopped"
+    );
     lab.guest.qemu.execute("cont")?;
-    let host = sending.join().unwrap_or_default();
-    succeeded(&host).context("host")?;
-    succeeded(&ongoing.reports()?[0]).context("guest")?;
+    host_does(&socket, &[receive]).context("after the stop")?;
+    host_does(&socket, &turn(3)).context("after the stop")?;
+    drop(socket);
+    succeeded(&guest.reports()?[0]).context("guest")?;
     Ok(String::new())
 }
 
-/// Whether a connection is there for some while.
-fn still_open(socket: &socket2::Socket) -> Result<bool> {
+/// Carries out a script on a connection that stays open.
+fn host_does(socket: &Socket, script: &[Step]) -> Result<()> {
+    let socket = socket.try_clone().context("share a socket")?;
+    let connected = Connected {
+        socket,
+        after: Duration::ZERO,
+    };
+    succeeded(&run_all(vec![Ok(connected)], script).remove(0))
+}
+
+/// Whether neither data nor an end comes for some while.
+fn is_silent(socket: &Socket) -> Result<bool> {
     socket.set_read_timeout(Some(Duration::from_millis(300)))?;
-    let mut byte = [std::mem::MaybeUninit::uninit()];
-    match socket.peek(&mut byte) {
-        Ok(0) => Ok(false),
-        Ok(_) => Ok(true),
-        Err(error) => Ok(error.kind() == std::io::ErrorKind::WouldBlock),
-    }
+    let heard = socket.peek(&mut [MaybeUninit::uninit()]);
+    Ok(heard.is_err_and(|error| error.kind() == ErrorKind::WouldBlock))
 }
 
 /// When all is quiet, the daemon has as many descriptors as when the guest had booted,
@@ -127,82 +137,94 @@ fn reset(lab: &mut Lab) -> Result<String> {
     Ok(String::new())
 }
 
-fn killed(mut lab: Lab) -> Result<Passed> {
+fn killed(bench: &mut Bench) -> Result<String> {
+    let mut lab = bench.take().context(NO_LAB)?;
     let held = Held::open(&mut lab)?;
     let start = Instant::now();
     let site = lab.kill_guest()?;
     held.end_by(start + END_DEADLINE)
         .context("after QEMU was killed")?;
     let took = milliseconds(start.elapsed());
-    let mut lab = site
+    let next = site
         .boot()
         .context("boot the next guest on the same socket")?;
-    works_both_ways(&mut lab)?;
-    Ok(Passed {
-        lab: Some(lab),
-        note: format!("{took:.1} ms"),
-    })
+    works_both_ways(bench.insert(next))?;
+    Ok(format!("{took:.1} ms"))
 }
 
 /// From before the guest is there, the host dials in a tight loop: it is refused at once
 /// each time, and connected once the guest's program listens.
-fn redial(mut lab: Lab) -> Result<Passed> {
-    let port = lab.port();
-    let uds = lab.uds().to_owned();
+fn redial(bench: &mut Bench) -> Result<String> {
+    let mut lab = bench.take().context(NO_LAB)?;
+    let (port, uds) = (lab.port(), lab.uds().to_owned());
     let site = lab.kill_guest()?;
-    let redialling = thread::spawn(move || {
-        let (mut refusals, mut slowest) = (0, Duration::ZERO);
-        let connected = wait::until("the guest to accept", 2 * BOOT_DEADLINE, || {
-            let start = Instant::now();
-            let dialled = hybrid::dial(&uds, port)?;
-            refusals += 1;
-            slowest = slowest.max(start.elapsed());
-            Ok(dialled)
-        })?;
-        Ok::<_, anyhow::Error>((connected, refusals, slowest))
-    });
-    let mut lab = site.boot()?;
+    let redialling = thread::spawn(move || dial_on_and_on(&uds, port));
+    let lab = bench.insert(site.boot()?);
     let guest = lab
         .guest
         .converse(Endpoint::Listen { port }, 1, vec![Step::Echo])?;
     let redialled = redialling
         .join()
-        .map_err(|_| anyhow!("the host's end has panicked"))?;
-    let (connected, refusals, slowest) = redialled?;
+        .map_err(|_| anyhow!("the host's end has panicked"))??;
+    let Redialled {
+        socket,
+        refusals,
+        slowest,
+    } = redialled;
     ensure!(
         slowest < END_DEADLINE,
         "one of {refusals} refusals took {slowest:?}"
     );
-    let exchange = [Step::Exchange(Send::new(1000, 1), Receive::new(1000, 1))];
-    succeeded(&run_all(vec![Ok(connected.connection)], &exchange).remove(0)).context("host")?;
+    let exchange = Step::Exchange(Send::new(1000, 1), Receive::new(1000, 1));
+    host_does(&socket, &[exchange]).context("host")?;
+    drop(socket);
     succeeded(&guest.reports()?[0]).context("guest")?;
-    Ok(Passed {
-        lab: Some(lab),
-        note: format!("{refusals} refusals"),
+    Ok(format!("{refusals} refusals"))
+}
+
+/// A connection, and what it took to get it.
+struct Redialled {
+    socket: Socket,
+    refusals: usize,
+    slowest: Duration,
+}
+
+fn dial_on_and_on(uds: &Path, port: u32) -> Result<Redialled> {
+    let (mut refusals, mut slowest) = (0, Duration::ZERO);
+    let dialled = wait::until("the guest to accept", 2 * BOOT_DEADLINE, || {
+        let start = Instant::now();
+        let dialled = hybrid::dial(uds, port)?;
+        if dialled.is_none() {
+            refusals += 1;
+            slowest = slowest.max(start.elapsed());
+        }
+        Ok(dialled)
+    })?;
+    Ok(Redialled {
+        socket: dialled.connection.socket,
+        refusals,
+        slowest,
     })
 }
 
 /// With a guest connected and connections open, the daemon ends with success and takes
 /// its sockets along.
-fn terminated(mut lab: Lab) -> Result<Passed> {
+fn terminated(bench: &mut Bench) -> Result<String> {
+    let mut lab = bench.take().context(NO_LAB)?;
     let held = Held::open(&mut lab)?;
     let sockets = [lab.vm().socket.clone(), lab.uds().to_owned()];
-    let status = lab.terminate_daemon(TERMINATE_DEADLINE)?;
+    let (status, _ruin) = lab.terminate_daemon(TERMINATE_DEADLINE)?;
     ensure!(status.success(), "the daemon ended with {status}");
+    let left: Vec<_> = sockets.iter().filter(|socket| socket.exists()).collect();
+    ensure!(left.is_empty(), "the daemon has left {left:?}");
     held.end_by(Instant::now() + END_DEADLINE)
         .context("after the daemon's end")?;
-    for socket in sockets {
-        ensure!(!socket.exists(), "{} is still there", socket.display());
-    }
-    Ok(Passed {
-        lab: None,
-        note: String::new(),
-    })
+    Ok(String::new())
 }
 
 /// The host's ends of two idle connections, one of each initiator.
 struct Held {
-    sockets: Vec<socket2::Socket>,
+    sockets: Vec<Socket>,
     /// The guest's ends; nobody waits for them.
     _ongoing: Vec<Ongoing>,
 }
@@ -226,17 +248,7 @@ impl Held {
         let mut sockets = Vec::new();
         for Connected { socket, .. } in [accepted, dialled.connection] {
             // The first byte shows that the connection is whole.
-            let (first, after) = (socket.try_clone()?, Duration::ZERO);
-            let receive = [Step::Receive(Receive::new(1, 5))];
-            let report = run_all(
-                vec![Ok(Connected {
-                    socket: first,
-                    after,
-                })],
-                &receive,
-            )
-            .remove(0);
-            succeeded(&report)?;
+            host_does(&socket, &[Step::Receive(Receive::new(1, 5))])?;
             sockets.push(socket);
         }
         Ok(Self {
@@ -250,11 +262,11 @@ impl Held {
         for (socket, initiator) in self.sockets.iter().zip(Initiator::BOTH) {
             let left = deadline.saturating_duration_since(Instant::now());
             socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-            let mut byte = [std::mem::MaybeUninit::uninit()];
+            let mut byte = [MaybeUninit::uninit()];
             let whose = initiator.connects();
             match socket.recv(&mut byte) {
                 Ok(0) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
                 Ok(_) => bail!("data came instead of the end ({whose})"),
                 Err(_) => bail!("the host's end did not end within {END_DEADLINE:?} ({whose})"),
             }
