@@ -59,6 +59,7 @@ fn probe(kernel: &Path, initramfs: &Path) -> Result<Accel> {
         initramfs: initramfs.to_owned(),
         accel: Accel::Kvm,
         vhost_socket: None,
+        cable: None,
         directory: scratch.path().to_owned(),
     };
     let booted = Guest::boot(machine, DEADLINE).is_ok();

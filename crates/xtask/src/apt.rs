@@ -110,6 +110,19 @@ impl Lists {
         Ok(names.map(|name| name.trim().to_owned()).collect())
     }
 
+    /// The version of a package that would be downloaded now.
+    pub(crate) fn version(&self, package: &str) -> Result<String> {
+        let fields = lines(
+            self.apt("apt-cache")
+                .args(["show", "--no-all-versions", package]),
+        )?;
+        let version = fields
+            .iter()
+            .find_map(|line| line.strip_prefix("Version: "));
+        let version = version.with_context(|| format!("no version of {package} is known"))?;
+        Ok(version.to_owned())
+    }
+
     /// Downloads a package and unpacks it into `directory`, which is then complete.
     pub(crate) fn unpack(&self, package: &str, directory: &Path) -> Result<()> {
         let scratch = directory.with_extension("part");

@@ -47,6 +47,8 @@ pub(crate) struct Vm {
     pub(crate) socket: PathBuf,
     /// The hybrid vsock socket, for the host's programs.
     pub(crate) uds: PathBuf,
+    /// The groups whose guests it may talk to, as the option has them; empty for none.
+    pub(crate) groups: &'static str,
 }
 
 impl Vm {
@@ -57,17 +59,29 @@ impl Vm {
             cid,
             socket: path("sock"),
             uds: path("vsock"),
+            groups: "",
         }
+    }
+
+    /// The same VM in `groups`, joined by `+`.
+    pub(crate) fn in_groups(self, groups: &'static str) -> Self {
+        Self { groups, ..self }
     }
 
     /// The value of the option `--vm`.
     pub(crate) fn option(&self) -> String {
-        let Self { cid, socket, uds } = self;
-        format!(
-            "guest-cid={cid},socket={},uds-path={}",
-            socket.display(),
-            uds.display()
-        )
+        let Self {
+            cid,
+            socket,
+            uds,
+            groups,
+        } = self;
+        let (socket, uds) = (socket.display(), uds.display());
+        let groups = match groups {
+            &"" => String::new(),
+            groups => format!(",groups={groups}"),
+        };
+        format!("guest-cid={cid},socket={socket},uds-path={uds}{groups}")
     }
 }
 

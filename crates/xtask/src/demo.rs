@@ -19,12 +19,9 @@ use crate::talk::{Direction, Initiator};
 /// Shows the demo on a kernel; with `keep`, leaves it running until Ctrl-C.
 pub(crate) fn run(series: Series, keep: bool) -> Result<()> {
     say("building the daemon, vhost-user-vsock");
-    let equipment = Equipment::get(&[series])?;
-    say(format!(
-        "booting a guest with {}",
-        equipment[0].accel.name()
-    ));
-    let mut lab = Lab::start(&equipment[0])?;
+    let equipment = Equipment::to_show(series)?;
+    say(format!("booting a guest with {}", equipment.accel.name()));
+    let mut lab = Lab::start(&equipment)?;
     say(format!(
         "the guest is up: Linux {}, CID {}",
         lab.guest.kernel,

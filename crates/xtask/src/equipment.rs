@@ -4,18 +4,19 @@
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use crate::accel;
 use crate::apt::{self, Tool};
 use crate::daemon::{self, Vm};
 use crate::initramfs;
 use crate::kernel::{Kernel, Series};
+use crate::kernel_tests;
 use crate::progress::say;
 use crate::qemu::{Accel, Machine};
 
 /// What guests need that cargo doesn't bring.
-const TOOLS: [Tool; 7] = [
+const TOOLS: [Tool; 8] = [
     Tool {
         program: "qemu-system-x86_64",
         package: "qemu-system-x86",
@@ -41,6 +42,10 @@ const TOOLS: [Tool; 7] = [
         package: "lz4",
     },
     Tool {
+        program: "make",
+        package: "make",
+    },
+    Tool {
         program: "xz",
         package: "xz-utils",
     },
@@ -58,14 +63,34 @@ pub(crate) struct Equipment {
     initramfs: PathBuf,
 }
 
+/// What guests are for.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    /// To be shown.
+    Demo,
+    /// To be tested, with the kernel's own tests too.
+    Tests,
+}
+
 impl Equipment {
-    /// Downloads and builds what isn't there yet; one set for each kernel.
+    /// All that tests need, downloaded and built if it isn't there yet; one set for each
+    /// kernel.
     pub(crate) fn get(kernels: &[Series]) -> Result<Vec<Self>> {
+        Self::for_purpose(kernels, Purpose::Tests)
+    }
+
+    /// The same, without what only tests need.
+    pub(crate) fn to_show(kernel: Series) -> Result<Self> {
+        let mut equipment = Self::for_purpose(&[kernel], Purpose::Demo)?;
+        equipment.pop().context("one kernel, one set")
+    }
+
+    fn for_purpose(kernels: &[Series], purpose: Purpose) -> Result<Vec<Self>> {
         let missing = apt::missing(&TOOLS)?;
         // The compiler is busy while the network is.
         let (daemon, guests) = thread::scope(|scope| {
             let daemon = scope.spawn(daemon::build);
-            let guests = apt::install(&missing).and_then(|()| guests(kernels));
+            let guests = apt::install(&missing).and_then(|()| guests(kernels, purpose));
             (daemon.join(), guests)
         });
         let daemon = daemon.map_err(|_| anyhow!("the build of the daemon has panicked"))??;
@@ -88,6 +113,7 @@ impl Equipment {
             initramfs: self.initramfs.clone(),
             accel: self.accel,
             vhost_socket: Some(vm.socket.clone()),
+            cable: None,
             directory: directory.to_owned(),
         }
     }
@@ -99,13 +125,17 @@ pub(crate) fn check_tools() -> Result<()> {
 }
 
 /// Each kernel with its first file system.
-fn guests(kernels: &[Series]) -> Result<Vec<(Kernel, PathBuf)>> {
+fn guests(kernels: &[Series], purpose: Purpose) -> Result<Vec<(Kernel, PathBuf)>> {
     let kernels = kernels.iter().map(|&series| Kernel::obtain(series));
     let kernels = kernels.collect::<Result<Vec<_>>>()?;
     say("building the guest's file system");
     let agent = initramfs::build_agent()?;
-    let with_initramfs = |kernel| {
-        let initramfs = initramfs::build(&kernel, &agent)?;
+    let with_initramfs = |kernel: Kernel| {
+        let programs = match purpose {
+            Purpose::Demo => Vec::new(),
+            Purpose::Tests => kernel_tests::obtain(kernel.series)?,
+        };
+        let initramfs = initramfs::build(&kernel, &agent, &programs)?;
         Ok((kernel, initramfs))
     };
     kernels.into_iter().map(with_initramfs).collect()

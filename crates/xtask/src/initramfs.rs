@@ -18,9 +18,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Programs that go into the guest as they come from Debian.
 const PROGRAMS: [&str; 3] = ["busybox", "socat", "ncat"];
 
-/// Builds the initramfs for a kernel, with the agent as its first process, and returns
-/// its path.
-pub(crate) fn build(kernel: &Kernel, agent: &Path) -> Result<PathBuf> {
+/// Builds the initramfs for a kernel, with the agent as its first process and `programs`
+/// that need no library, and returns its path.
+pub(crate) fn build(kernel: &Kernel, agent: &Path, programs: &[PathBuf]) -> Result<PathBuf> {
     let mut archive = Archive::default();
     archive.device("/dev/console", 5, 1);
     for directory in ["/proc", "/sys", "/tmp", "/root"] {
@@ -41,12 +41,21 @@ pub(crate) fn build(kernel: &Kernel, agent: &Path) -> Result<PathBuf> {
         archive.file(&format!("/bin/{program}"), 0o755, &read(&path)?);
         libraries.extend(libraries_of(&path));
     }
+    for program in programs {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("/bin/{name}"), 0o755, &read(program)?);
+    }
     libraries.sort();
     libraries.dedup();
     for library in libraries {
         archive.file(&library, 0o755, &read(Path::new(&library))?);
     }
-    let path = project::cache().join(format!("initramfs-{}.cpio", kernel.series.name()));
+    let series = kernel.series.name();
+    let name = match programs {
+        [] => format!("initramfs-{series}.cpio"),
+        _ => format!("initramfs-{series}-tests.cpio"),
+    };
+    let path = project::cache().join(name);
     // Another run may be booting the one before.
     let part = path.with_extension(format!("part-{}", process::id()));
     fs::write(&part, archive.finish()).with_context(|| format!("write {}", part.display()))?;

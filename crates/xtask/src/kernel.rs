@@ -52,7 +52,7 @@ pub(crate) struct Kernel {
 }
 
 /// What a guest has to load, with what these depend on.
-const MODULES: [&str; 2] = ["virtio_pci", "vmw_vsock_virtio_transport"];
+const MODULES: [&str; 3] = ["virtio_pci", "vmw_vsock_virtio_transport", "virtio_net"];
 
 impl Kernel {
     /// Finds the newest kernel of a series, and downloads it if it isn't there yet.

@@ -1,7 +1,7 @@
 //! The project's tasks, run as `cargo xtask`.
 //!
 //! ```text
-//!   demo ──┐                     ┌─▶ equipment ─▶ kernel, initramfs, accel ─▶ apt, cpio
+//!   demo ──┐                     ┌─▶ equipment ─▶ kernel, kernel_tests, initramfs, accel ─▶ apt, cpio
 //!   test ──┼─▶ lab (talk) ───────┼─▶ daemon
 //!    suite ┘                     ├─▶ guest ─▶ qemu ─▶ qmp
 //!                                └─▶ hybrid, the host's sockets
@@ -19,12 +19,14 @@ mod guest;
 mod hybrid;
 mod initramfs;
 mod kernel;
+mod kernel_tests;
 mod lab;
 mod process;
 mod progress;
 mod project;
 mod qemu;
 mod qmp;
+mod siblings;
 mod suite;
 mod talk;
 mod test;

@@ -49,8 +49,40 @@ pub(crate) struct Machine {
     pub(crate) accel: Accel,
     /// The daemon's vhost-user socket, if it has a vsock device.
     pub(crate) vhost_socket: Option<PathBuf>,
+    /// Its end of an Ethernet cable, if it has one.
+    pub(crate) cable: Option<Cable>,
     /// Where its sockets and logs go.
     pub(crate) directory: PathBuf,
+}
+
+/// One end of a cable between two guests: what the kernel's tests agree over while they
+/// test the vsock device. It consists of two datagram sockets; a guest may come and go.
+#[derive(Clone, Debug)]
+pub(crate) struct Cable {
+    /// The socket of this end.
+    pub(crate) local: PathBuf,
+    /// The socket of the other end.
+    pub(crate) remote: PathBuf,
+    /// The last byte of this end's Ethernet address.
+    pub(crate) number: u8,
+}
+
+impl Cable {
+    fn arguments(&self) -> [String; 4] {
+        let (local, remote) = (self.local.display(), self.remote.display());
+        let sockets =
+            format!("local.type=unix,local.path={local},remote.type=unix,remote.path={remote}");
+        [
+            "-netdev".to_owned(),
+            format!("dgram,id=cable,{sockets}"),
+            "-device".to_owned(),
+            // Nobody boots from it.
+            format!(
+                "virtio-net-pci,netdev=cable,romfile=,mac=52:54:00:00:00:{:02x}",
+                self.number
+            ),
+        ]
+    }
 }
 
 /// Guest memory; one size for `-m` and for the shared memory behind it.
@@ -116,6 +148,7 @@ fn command(machine: &Machine) -> Command {
         initramfs,
         accel,
         vhost_socket,
+        cable,
         directory,
     } = machine;
     let path = |name: &str| directory.join(name).display().to_string();
@@ -159,6 +192,7 @@ fn command(machine: &Machine) -> Command {
             .arg(format!("socket,id=vsock,path={}", socket.display()));
         command.args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
     }
+    command.args(cable.iter().flat_map(Cable::arguments));
     command
 }
 

@@ -105,16 +105,20 @@ pub(crate) struct Ends {
 impl Ends {
     /// An error that tells what failed at each end, if anything did.
     pub(crate) fn succeeded(&self) -> Result<()> {
-        let ends = [("guest", &self.guest), ("host", &self.host)];
-        let failures: Vec<_> = ends
-            .into_iter()
-            .filter_map(|(end, reports)| failure(end, reports))
-            .collect();
-        if failures.is_empty() {
-            Ok(())
-        } else {
-            bail!(failures.join("; "))
-        }
+        all_succeeded(&[("guest", &self.guest), ("host", &self.host)])
+    }
+}
+
+/// An error that tells what failed at each of some ends, if anything did.
+pub(crate) fn all_succeeded(ends: &[(&str, &[Report])]) -> Result<()> {
+    let failures = ends.iter();
+    let failures: Vec<_> = failures
+        .filter_map(|(end, reports)| failure(end, reports))
+        .collect();
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        bail!(failures.join("; "))
     }
 }
 

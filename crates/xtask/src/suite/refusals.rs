@@ -16,7 +16,7 @@ const AT_ONCE: Duration = Duration::from_millis(100);
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
-        Case::new("refuses a guest at once: no socket on the host", |lab| {
+        Case::new("refuses a guest at once: no socket on the host", |lab: &mut Lab| {
             let port = lab.port();
             guest_is_refused(lab, port)
         }),

@@ -1,0 +1,264 @@
+//! A daemon with guests that are siblings, and conversations between them.
+//!
+//! ```text
+//!    group `left`                group `right`               no group
+//!   ┌──────────┐    ┌─────────────────────┐    ┌──────────┐   ┌───────────┐
+//!   │ LEFT (4) │────│ MIDDLE (3), in both │────│ RIGHT (5)│   │ ALONE (6) │
+//!   └──────────┘    └─────────────────────┘    └──────────┘   └───────────┘
+//! ```
+//!
+//! LEFT and MIDDLE are there from the start, the others when a case asks for them. The
+//! first two also share an Ethernet cable.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use guest_agent::protocol::Endpoint;
+use guest_agent::script::{Report, Step};
+
+use crate::daemon::{Daemon, Vm};
+use crate::equipment::Equipment;
+use crate::guest::{BOOT_DEADLINE, Guest, Ongoing};
+use crate::process::Scratch;
+use crate::qemu::{self, Cable, Machine};
+use crate::talk;
+
+/// The guest in both groups.
+pub(crate) const MIDDLE: u32 = 3;
+/// A guest that shares a group with the middle one.
+pub(crate) const LEFT: u32 = 4;
+/// A guest that shares another group with the middle one.
+pub(crate) const RIGHT: u32 = 5;
+/// A guest without a group.
+pub(crate) const ALONE: u32 = 6;
+/// Every VM of the daemon, and its groups.
+const VMS: [(u32, &str); 4] = [
+    (MIDDLE, "left+right"),
+    (LEFT, "left"),
+    (RIGHT, "right"),
+    (ALONE, ""),
+];
+/// The first of the ports that conversations take in turn.
+const FIRST_PORT: u32 = 6000;
+const DAEMON_LOG: &str = "daemon.log";
+
+/// A daemon, and the guests that are up.
+#[derive(Debug)]
+pub(crate) struct Siblings {
+    // Guests end before what they stand on, and the daemon before its directory.
+    guests: BTreeMap<u32, Guest>,
+    daemon: Daemon,
+    vms: Vec<Vm>,
+    equipment: Equipment,
+    last_port: u32,
+    scratch: Scratch,
+}
+
+/// What the two ends do on a number of connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Dialogue {
+    /// The guest that connects.
+    pub(crate) from: u32,
+    /// The guest that listens.
+    pub(crate) to: u32,
+    /// How many connections there are, all at once.
+    pub(crate) connections: usize,
+    /// What the guest that connects does on each.
+    pub(crate) dialler: Vec<Step>,
+    /// What the guest that listens does on each.
+    pub(crate) listener: Vec<Step>,
+}
+
+/// A dialogue that is going on.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    /// The end of the guest that connects.
+    pub(crate) dialler: Ongoing,
+    /// The end of the guest that listens.
+    pub(crate) listener: Ongoing,
+}
+
+/// How a dialogue went at both ends.
+#[derive(Debug)]
+pub(crate) struct Said {
+    /// The reports of the guest that connects.
+    pub(crate) dialler: Vec<Report>,
+    /// The reports of the guest that listens.
+    pub(crate) listener: Vec<Report>,
+}
+
+impl Siblings {
+    /// Starts the daemon, and boots the two guests that most cases need.
+    pub(crate) fn start(equipment: &Equipment) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let vm = |(cid, groups)| Vm::within(scratch.path(), cid).in_groups(groups);
+        let vms: Vec<_> = VMS.into_iter().map(vm).collect();
+        let daemon = Daemon::start(&equipment.daemon, &vms, &scratch.join(DAEMON_LOG))?;
+        let mut siblings = Self {
+            guests: BTreeMap::new(),
+            daemon,
+            vms,
+            equipment: equipment.clone(),
+            last_port: FIRST_PORT,
+            scratch,
+        };
+        siblings.boot(&[MIDDLE, LEFT])?;
+        Ok(siblings)
+    }
+
+    /// Boots guests, all at once.
+    pub(crate) fn boot(&mut self, cids: &[u32]) -> Result<()> {
+        let machines = cids.iter().map(|&cid| self.machine(cid));
+        let machines = machines.collect::<Result<Vec<_>>>()?;
+        let booted = thread::scope(|scope| {
+            let boot = |machine| scope.spawn(|| Guest::boot(machine, BOOT_DEADLINE));
+            let booting: Vec<_> = machines.into_iter().map(boot).collect();
+            let booted = booting.into_iter().map(|guest| {
+                let guest = guest.join();
+                guest.map_err(|_| anyhow!("the boot of a guest has panicked"))?
+            });
+            booted.collect::<Vec<_>>()
+        });
+        for (&cid, guest) in cids.iter().zip(booted) {
+            let guest = guest.with_context(|| format!("boot guest {cid}"))?;
+            self.guests.insert(cid, guest);
+        }
+        Ok(())
+    }
+
+    /// Ends a guest's QEMU with SIGKILL.
+    pub(crate) fn kill(&mut self, cid: u32) -> Result<()> {
+        let guest = self.guests.remove(&cid);
+        guest.with_context(|| not_up(cid))?.qemu.kill()
+    }
+
+    /// A guest that is up.
+    pub(crate) fn guest(&mut self, cid: u32) -> Result<&mut Guest> {
+        self.guests.get_mut(&cid).with_context(|| not_up(cid))
+    }
+
+    /// Whether a guest is up.
+    pub(crate) fn is_up(&self, cid: u32) -> bool {
+        self.guests.contains_key(&cid)
+    }
+
+    /// Fails if the daemon or a guest that is up has ended.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        self.daemon.check()?;
+        let mut guests = self.guests.iter_mut();
+        guests.try_for_each(|(cid, guest)| {
+            let check = guest.qemu.check();
+            check.with_context(|| format!("guest {cid}"))
+        })
+    }
+
+    /// A VM as the daemon knows it.
+    pub(crate) fn vm(&self, cid: u32) -> Result<&Vm> {
+        let mut vms = self.vms.iter();
+        vms.find(|vm| vm.cid == cid)
+            .with_context(|| format!("the daemon has no guest {cid}"))
+    }
+
+    /// A port that no conversation has used yet.
+    pub(crate) fn port(&mut self) -> u32 {
+        self.last_port += 1;
+        self.last_port
+    }
+
+    /// Has both ends carry out their scripts; an error if anything fails at either end.
+    pub(crate) fn talk(&mut self, dialogue: &Dialogue) -> Result<Said> {
+        self.begin(dialogue)?.succeeded()
+    }
+
+    /// Has both ends begin: one listens, and the other connects.
+    pub(crate) fn begin(&mut self, dialogue: &Dialogue) -> Result<Begun> {
+        let Dialogue {
+            from,
+            to,
+            connections,
+            ..
+        } = *dialogue;
+        let port = self.port();
+        let listener = self.guest(to)?.converse(
+            Endpoint::Listen { port },
+            connections,
+            dialogue.listener.clone(),
+        )?;
+        let endpoint = Endpoint::Connect { cid: to, port };
+        let dialler =
+            self.guest(from)?
+                .converse(endpoint, connections, dialogue.dialler.clone())?;
+        Ok(Begun { dialler, listener })
+    }
+
+    fn machine(&self, cid: u32) -> Result<Machine> {
+        let directory = self.directory(cid);
+        let mut machine = self.equipment.machine(self.vm(cid)?, &directory);
+        let end = |cid: u32| self.scratch.join(&format!("cable{cid}"));
+        let remote = match cid {
+            MIDDLE => Some(LEFT),
+            LEFT => Some(MIDDLE),
+            _ => None,
+        };
+        machine.cable = remote.map(|remote| Cable {
+            local: end(cid),
+            remote: end(remote),
+            number: cid as u8,
+        });
+        Ok(machine)
+    }
+
+    fn directory(&self, cid: u32) -> PathBuf {
+        self.scratch.join(&format!("vm{cid}"))
+    }
+
+    /// The ends of what the guests' kernels have printed.
+    pub(crate) fn console_tails(&self) -> String {
+        let guests = self.guests.iter();
+        let tails = guests.map(|(cid, guest)| format!("guest {cid}: {}", guest.console_tail()));
+        tails.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Copies the logs to a directory that stays, and returns the end of the daemon's.
+    pub(crate) fn keep_logs(&self, directory: &Path) -> Result<String> {
+        const LINES: usize = 15;
+        fs::create_dir_all(directory).context("make a directory for logs")?;
+        let copy = |from: &Path, name: &str| {
+            fs::copy(from, directory.join(name)).with_context(|| format!("keep {}", from.display()))
+        };
+        let log = self.scratch.join(DAEMON_LOG);
+        copy(&log, DAEMON_LOG)?;
+        for &cid in self.guests.keys() {
+            let guest = self.directory(cid);
+            copy(&qemu::console(&guest), &format!("console-{cid}.log"))?;
+            copy(&qemu::log(&guest), &format!("qemu-{cid}.log"))?;
+        }
+        let log = fs::read_to_string(log)?;
+        let lines: Vec<_> = log.lines().collect();
+        Ok(lines[lines.len().saturating_sub(LINES)..].join("\n"))
+    }
+}
+
+impl Begun {
+    /// Waits for both ends to come to the end of their scripts.
+    pub(crate) fn finish(self) -> Result<Said> {
+        Ok(Said {
+            dialler: self.dialler.reports()?,
+            listener: self.listener.reports()?,
+        })
+    }
+
+    /// The same, an error if anything failed at either end.
+    pub(crate) fn succeeded(self) -> Result<Said> {
+        let said = self.finish()?;
+        talk::all_succeeded(&[("dialler", &said.dialler), ("listener", &said.listener)])?;
+        Ok(said)
+    }
+}
+
+fn not_up(cid: u32) -> String {
+    format!("guest {cid} is not up")
+}
