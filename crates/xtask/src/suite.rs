@@ -1,17 +1,18 @@
-//! The real-guest suite: what a Linux guest and its host do to each other, on every
-//! kernel.
+//! The real-guest suite: what a Linux guest and its host do to each other, and what two
+//! guests do, on every kernel.
 //!
 //! One boot serves many cases. A case that fails leaves nothing for the next: its logs
-//! are kept, and daemon and guest start afresh.
+//! are kept, and daemon and guests start afresh.
 
 pub(crate) mod bulk;
 mod life;
 mod machine;
 mod refusals;
+mod siblings;
 mod table;
 mod tools;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -23,29 +24,44 @@ use crate::progress::{detail, say};
 use crate::project;
 use crate::suite::table::Outcome;
 
-/// Something that must hold between a guest and its host.
-struct Case {
+/// What cases are done with: a daemon and its guests.
+trait Setting: Sized + 'static {
+    /// What it consists of, in messages.
+    const NAME: &'static str;
+
+    /// Starts the daemon and boots the guests.
+    fn start(equipment: &Equipment) -> Result<Self>;
+
+    /// Fails if the daemon or a guest has ended.
+    fn check(&mut self) -> Result<()>;
+
+    /// Copies the logs to a directory that stays, and returns their ends.
+    fn keep_logs(&self, directory: &Path) -> Result<String>;
+}
+
+/// Something that must hold between a guest and its host, or between guests.
+struct Case<S = Lab> {
     name: String,
-    check: Check,
+    check: Check<S>,
 }
 
 /// Does a case, and returns a word on how it went. It finds a lab in its bench, and may
 /// leave it without one.
-type Check = Box<dyn Fn(&mut Bench) -> Result<String>>;
+type Check<S> = Box<dyn Fn(&mut Bench<S>) -> Result<String>>;
 
 /// Where a lab stands, or stood.
-type Bench = Option<Lab>;
+type Bench<S = Lab> = Option<S>;
 
-impl Case {
+impl<S: Setting> Case<S> {
     /// A case that leaves its lab as it was.
-    fn new(name: impl Into<String>, check: impl Fn(&mut Lab) -> Result<String> + 'static) -> Self {
+    fn new(name: impl Into<String>, check: impl Fn(&mut S) -> Result<String> + 'static) -> Self {
         Self::destructive(name, move |bench| check(bench.as_mut().context(NO_LAB)?))
     }
 
     /// A case that takes its lab apart, and may put it together again.
     fn destructive(
         name: impl Into<String>,
-        check: impl Fn(&mut Bench) -> Result<String> + 'static,
+        check: impl Fn(&mut Bench<S>) -> Result<String> + 'static,
     ) -> Self {
         Self {
             name: name.into(),
@@ -95,29 +111,38 @@ pub(crate) fn run(kernels: &[Series], filter: &str) -> Result<()> {
 fn run_on(equipment: &Equipment, filter: &str) -> Result<Vec<Outcome>> {
     let (kernel, accel) = (&equipment.kernel, equipment.accel.name());
     say(format!("Linux {}, {accel}", kernel.release));
+    let mut outcomes = run_cases(cases(), equipment, filter)?;
+    outcomes.extend(run_cases(siblings::cases(), equipment, filter)?);
+    Ok(outcomes)
+}
+
+fn run_cases<S: Setting>(
+    cases: Vec<Case<S>>,
+    equipment: &Equipment,
+    filter: &str,
+) -> Result<Vec<Outcome>> {
+    let series = equipment.kernel.series;
     let mut outcomes = Vec::new();
-    let mut bench = None;
-    for case in cases()
-        .into_iter()
-        .filter(|case| case.name.contains(filter))
-    {
+    let mut bench: Bench<S> = None;
+    for case in cases.into_iter().filter(|case| case.name.contains(filter)) {
         if bench.is_none() {
-            bench = Some(Lab::start(equipment).context("start a daemon and a guest")?);
+            let start = S::start(equipment).with_context(|| format!("start {}", S::NAME))?;
+            bench = Some(start);
         }
         let start = Instant::now();
         let checked = (case.check)(&mut bench).and_then(|note| {
             // Daemon and QEMU are still there, unless the case was to end them.
-            bench.as_mut().map_or(Ok(()), Lab::check)?;
+            bench.as_mut().map_or(Ok(()), S::check)?;
             Ok(note)
         });
         let took = start.elapsed();
         let passed = checked.is_ok();
         let note = checked.unwrap_or_else(|why| {
-            keep_logs(&case.name, kernel.series, bench.take().as_ref());
+            keep_logs(&case.name, series, bench.take().as_ref());
             format!("{why:#}")
         });
         let outcome = Outcome {
-            series: kernel.series,
+            series,
             name: case.name,
             passed,
             note,
@@ -129,20 +154,37 @@ fn run_on(equipment: &Equipment, filter: &str) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-/// Keeps a failed case's logs, if its lab still stands, and shows their ends.
-fn keep_logs(name: &str, series: Series, lab: Option<&Lab>) {
-    let Some(lab) = lab else { return };
+/// Keeps a failed case's logs, if its setting still stands, and shows their ends.
+fn keep_logs<S: Setting>(name: &str, series: Series, setting: Option<&S>) {
+    let Some(setting) = setting else { return };
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let directory = logs()
         .join(series.name())
         .join(name.chars().map(plain).collect::<String>());
-    match lab.keep_logs(&directory) {
-        Ok(daemon) => {
-            detail(format!("the end of the daemon's log:\n{daemon}"));
-            detail(lab.guest.console_tail());
+    match setting.keep_logs(&directory) {
+        Ok(ends) => {
+            detail(ends);
             detail(format!("all logs: {}", directory.display()));
         }
         Err(error) => detail(format!("the logs are lost: {error:#}")),
+    }
+}
+
+impl Setting for Lab {
+    const NAME: &'static str = "a daemon and a guest";
+
+    fn start(equipment: &Equipment) -> Result<Self> {
+        Self::start(equipment)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.check()
+    }
+
+    fn keep_logs(&self, directory: &Path) -> Result<String> {
+        let daemon = self.keep_logs(directory)?;
+        let console = self.guest.console_tail();
+        Ok(format!("the end of the daemon's log:\n{daemon}\n{console}"))
     }
 }
 
