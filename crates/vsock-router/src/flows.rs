@@ -162,7 +162,12 @@ impl Flows {
                         unblocked: true,
                     };
                 }
-                (Err(_), _) => return run,
+                (Err(_), _) => {
+                    // A wrong packet on a connection that is ending is dropped like the
+                    // right ones; a run is never empty, or nobody would get on.
+                    run.len = run.len.max(1);
+                    return run;
+                }
             }
             if !matches!(run.verdict, Verdict::Forward(_)) {
                 return run;

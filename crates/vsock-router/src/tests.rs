@@ -535,6 +535,33 @@ fn a_sender_with_too_much_waiting_loses_that_connection_only() {
 }
 
 #[test]
+fn whatever_comes_on_a_connection_that_is_ending_is_dropped() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, back) = house.connect(&one, &other);
+    one.port.queue.lock().unwrap().buffers = 0;
+    other.send(
+        Header {
+            op: Op::Rst,
+            ..back
+        },
+        &[],
+    );
+    let socket_type = SocketType::Seqpacket;
+    one.send(
+        Header {
+            socket_type,
+            ..there
+        },
+        b"of another type",
+    );
+    one.send(there, b"of the right one");
+    one.post(10);
+    assert_eq!(one.ops(), [Op::Rst]);
+    assert_eq!(other.ops(), []);
+}
+
+#[test]
 fn a_request_without_answer_ends_for_both() {
     let house = House::new();
     let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
