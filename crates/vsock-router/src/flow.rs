@@ -224,6 +224,7 @@ impl Half {
     /// Takes over what the sender tells of its own buffer.
     fn take_credit(&mut self, header: &Header) {
         self.credit = (header.buf_alloc.min(MAX_WINDOW), header.fwd_cnt);
+        self.window.update_sender(header.buf_alloc);
     }
 
     /// Takes a packet of the sender's. The payload is to be [delivered](Self::deliver).

@@ -12,6 +12,11 @@ pub(crate) const MAX_WINDOW: u32 = 4 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     buf_alloc: u32,
+    /// The sender's own `buf_alloc`. Recent kernels send no more than that ahead, even
+    /// where the receiver's is larger and its threshold for news therefore further off.
+    sender_buf_alloc: u32,
+    /// What the receiver has forwarded in all, as it says.
+    fwd_cnt: Wrapping<u32>,
     /// What the sender may have sent in all. Once granted it is not taken back: the
     /// sender's packets may be on their way when the receiver shrinks its buffer.
     granted: Wrapping<u32>,
@@ -33,11 +38,24 @@ impl Window {
         if (granted - self.granted).0 < 1 << 31 {
             self.granted = granted;
         }
+        self.fwd_cnt = Wrapping(header.fwd_cnt);
         self.unread.forwarded(header.fwd_cnt);
         self.asked = false;
-        if self.credit() > 0 && self.packets() > 0 {
+        if !self.is_full() {
             self.requests.end();
         }
+    }
+
+    /// Takes over what the sender says of its own buffer.
+    pub(crate) fn update_sender(&mut self, buf_alloc: u32) {
+        self.sender_buf_alloc = buf_alloc;
+    }
+
+    /// Whether the sender can send nothing, or thinks so.
+    fn is_full(&self) -> bool {
+        let in_flight = (self.tx_cnt - self.fwd_cnt).0;
+        let by_its_own = self.sender_buf_alloc > 0 && in_flight >= self.sender_buf_alloc;
+        self.credit() == 0 || self.packets() == 0 || by_its_own
     }
 
     /// Bytes the sender may send.
@@ -69,7 +87,7 @@ impl Window {
     /// Whether the receiver is to be asked for news: somebody waits for them, or will
     /// soon, and nobody else asks. Linux never does.
     pub(crate) fn wants_news(&mut self) -> bool {
-        if (self.credit() == 0 || self.packets() == 0) && self.requests.begin() {
+        if self.is_full() && self.requests.begin() {
             return true;
         }
         let soon = !self.asked && self.unread.is_half_full(self.buf_alloc);
@@ -136,6 +154,19 @@ mod tests {
             assert!(!window.sent(1));
             fwd_cnt = fwd_cnt.wrapping_add(1 << 20);
         }
+    }
+
+    #[test]
+    fn asks_for_news_when_the_sender_has_filled_a_window_of_its_own_size() {
+        let mut window = Window::default();
+        window.update_sender(1000);
+        update(&mut window, 100_000, 0);
+        assert!(window.sent(999));
+        assert!(!window.wants_news());
+        assert!(window.sent(1));
+        assert!(window.wants_news());
+        update(&mut window, 100_000, 500);
+        assert!(!window.wants_news());
     }
 
     #[test]
