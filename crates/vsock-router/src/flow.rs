@@ -202,7 +202,7 @@ impl Half {
         if header.op == Op::Response && self.state == State::Asked {
             self.open();
         }
-        if header.op == Op::Shutdown && self.state == State::Open {
+        if header.op == Op::Shutdown {
             self.note_shutdown(header, now);
         }
         self.window.update(header);
@@ -211,7 +211,12 @@ impl Half {
 
     fn note_shutdown(&mut self, header: &Header, now: Instant) {
         self.shut_down |= header.shutdown_flags();
-        if self.shut_down.is_all() && self.answer_deadline.is_none() {
+        if self.shut_down.contains(ShutdownFlags::RECEIVE) {
+            // Nobody will read it, and the RST that ends the close is not to wait behind it.
+            self.drop_backlog();
+        }
+        let waits = self.state == State::Open && self.shut_down.is_all();
+        if waits && self.answer_deadline.is_none() {
             self.answer_deadline = Some(now + ANSWER_TIMEOUT);
         }
     }
@@ -385,7 +390,9 @@ impl Half {
     /// is a message.
     fn takes(&self, packet: &Packet<'_>) -> bool {
         let void = packet.payload.is_empty() && self.socket_type == SocketType::Stream;
-        packet.header.op == Op::Rw && self.state != State::Closing && !void
+        let wanted =
+            self.state != State::Closing && !self.shut_down.contains(ShutdownFlags::RECEIVE);
+        packet.header.op == Op::Rw && wanted && !void
     }
 
     /// Delivers what waits, as far as the receiver has room.
@@ -417,7 +424,7 @@ impl Half {
     fn is_waiting(&self) -> bool {
         match self.state {
             State::Asked | State::Asking => false,
-            State::Open => true,
+            State::Open => !self.shut_down.contains(ShutdownFlags::RECEIVE),
             State::Closing => !self.backlog.is_empty(),
         }
     }

@@ -535,6 +535,33 @@ fn a_sender_with_too_much_waiting_loses_that_connection_only() {
 }
 
 #[test]
+fn a_close_does_not_wait_behind_what_nobody_reads() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, back) = house.connect(&one, &other);
+    let small = |op, flags| Header {
+        op,
+        flags,
+        buf_alloc: 1024,
+        ..back
+    };
+    other.send(small(Op::CreditUpdate, 0), &[]);
+    one.send(there, &pattern(10_000));
+    assert_eq!(other.ops(), [Op::Rw, Op::CreditRequest]);
+    other.send(small(Op::Shutdown, ShutdownFlags::all().bits()), &[]);
+    assert_eq!(one.member.charged(), 0);
+    one.send(there, b"not known yet");
+    one.send(
+        Header {
+            op: Op::Rst,
+            ..there
+        },
+        &[],
+    );
+    assert_eq!(other.ops(), [Op::Rst]);
+}
+
+#[test]
 fn whatever_comes_on_a_connection_that_is_ending_is_dropped() {
     let house = House::new();
     let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
