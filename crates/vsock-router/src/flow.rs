@@ -272,7 +272,8 @@ impl Half {
         self.pending = if self.pending.contains(Pending::REQUEST) {
             Pending::empty()
         } else {
-            (self.pending & Pending::SHUTDOWN) | Pending::RST
+            // Payload may wait behind a RESPONSE, and means nothing without it.
+            (self.pending & (Pending::RESPONSE | Pending::SHUTDOWN)) | Pending::RST
         };
     }
 
@@ -281,7 +282,7 @@ impl Half {
     pub(crate) fn reset(&mut self) {
         self.drop_backlog();
         self.close();
-        self.pending -= Pending::SHUTDOWN;
+        self.pending &= Pending::RST;
     }
 
     fn drop_backlog(&mut self) {

@@ -562,6 +562,24 @@ fn a_close_does_not_wait_behind_what_nobody_reads() {
 }
 
 #[test]
+fn an_answer_comes_before_what_follows_it_however_short_the_connection() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let there = Header {
+        buf_alloc: BUF_ALLOC,
+        ..Header::new(Op::Request, one.addr(1), other.addr(2))
+    };
+    house.request(&one, &there).unwrap();
+    one.port.queue.lock().unwrap().buffers = 0;
+    let back = |op| Header::new(op, other.addr(2), one.addr(1));
+    other.send(back(Op::Response), &[]);
+    other.send(back(Op::Rw), b"too late");
+    other.send(back(Op::Rst), &[]);
+    one.post(10);
+    assert_eq!(one.ops(), [Op::Response, Op::Rw, Op::Rst]);
+}
+
+#[test]
 fn whatever_comes_on_a_connection_that_is_ending_is_dropped() {
     let house = House::new();
     let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
