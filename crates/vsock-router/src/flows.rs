@@ -83,10 +83,11 @@ impl Flows {
 
     /// All halves with who is at their other ends.
     pub(crate) fn peers(&self) -> Vec<(Ends, Arc<Member>)> {
-        self.halves
-            .iter()
-            .map(|(ends, flow)| (*ends, Arc::clone(&flow.peer)))
-            .collect()
+        let peer = |(ends, flow): (&Ends, &Flow)| (*ends, Arc::clone(&flow.peer));
+        let mut peers: Vec<_> = self.halves.iter().map(peer).collect();
+        // What happens is not to depend on how a map hashes.
+        peers.sort_unstable_by_key(|(ends, _)| *ends);
+        peers
     }
 
     /// Keeps an answer to a packet of no connection, unless there are many.
