@@ -141,8 +141,8 @@ pub(crate) struct Half {
     backlog: Backlog,
     charged: Charged,
     window: Window,
-    /// It is in its member's queue of halves with something to deliver.
-    pub(crate) queued: bool,
+    /// Its turn among its member's halves with something to deliver.
+    pub(crate) turn: Option<u64>,
     /// The deadline its member has noted.
     pub(crate) scheduled: Option<Instant>,
 }
@@ -178,7 +178,7 @@ impl Half {
             backlog: Backlog::default(),
             charged,
             window: Window::default(),
-            queued: false,
+            turn: None,
             scheduled: None,
         }
     }
@@ -394,6 +394,11 @@ impl Half {
         let wanted =
             self.state != State::Closing && !self.shut_down.contains(ShutdownFlags::RECEIVE);
         packet.header.op == Op::Rw && wanted && !void
+    }
+
+    /// What changes when something is delivered.
+    pub(crate) fn progress(&self) -> (u8, u32) {
+        (self.pending.bits(), self.window.delivered_bytes())
     }
 
     /// Delivers what waits, as far as the receiver has room.

@@ -1,7 +1,7 @@
 //! The flows that lead to a member: what is behind its lock.
 
 use std::collections::hash_map::Entry as MapEntry;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,8 +16,8 @@ use crate::router::Refusal;
 #[derive(Default)]
 pub(crate) struct Flows {
     halves: HashMap<Ends, Flow>,
-    /// Those with something to deliver, in turn.
-    queue: VecDeque<Ends>,
+    /// Those with something to deliver, by their turn.
+    queue: BTreeMap<u64, Ends>,
     timers: BTreeSet<(Instant, Ends)>,
     /// The time-out that the owner knows of.
     noted: Option<Instant>,
@@ -206,7 +206,7 @@ impl Flows {
         let half = &mut flow.half;
         let taken = half.accept(&packet.header).and_then(|()| match receiver {
             // Others wait for buffers: nobody overtakes them.
-            Some(receiver) if self.queue.is_empty() || half.queued => {
+            Some(receiver) if self.queue.is_empty() || half.turn.is_some() => {
                 half.deliver(packet, limit, receiver, now)
             }
             _ => half.keep(packet, limit).map(|()| Delivered::NoBuffer),
@@ -235,15 +235,18 @@ impl Flows {
             }
             self.strangers.pop_front();
         }
-        while let Some(ends) = self.queue.pop_front() {
+        while let Some((turn, ends)) = self.queue.pop_first() {
             let Some(flow) = self.halves.get_mut(&ends) else {
                 continue;
             };
-            flow.half.queued = false;
+            flow.half.turn = None;
+            let before = flow.half.progress();
             let delivered = flow.half.flush(receiver, now);
             if delivered == Delivered::NoBuffer {
-                flow.half.queued = true;
-                self.queue.push_front(ends);
+                // Who got some leaves the next buffers to others.
+                let next = flow.half.progress() != before;
+                let turn = if next { self.last_turn() } else { turn };
+                self.line_up(ends, turn);
                 return false;
             }
             self.settle(ends);
@@ -263,10 +266,7 @@ impl Flows {
         let (old, new) = (flow.half.scheduled, flow.half.deadline());
         flow.half.scheduled = new;
         let something = flow.half.has_something();
-        if something && !flow.half.queued {
-            flow.half.queued = true;
-            self.queue.push_back(ends);
-        }
+        let lines_up = something && flow.half.turn.is_none();
         if old != new {
             if let Some(at) = old {
                 self.timers.remove(&(at, ends));
@@ -275,7 +275,23 @@ impl Flows {
                 self.timers.insert((at, ends));
             }
         }
+        if lines_up {
+            let turn = self.last_turn();
+            self.line_up(ends, turn);
+        }
         something
+    }
+
+    fn line_up(&mut self, ends: Ends, turn: u64) {
+        if let Some(flow) = self.halves.get_mut(&ends) {
+            flow.half.turn = Some(turn);
+            self.queue.insert(turn, ends);
+        }
+    }
+
+    /// The turn behind all others.
+    fn last_turn(&self) -> u64 {
+        self.queue.last_key_value().map_or(0, |(last, _)| last + 1)
     }
 
     pub(crate) fn remove(&mut self, ends: Ends) -> Option<Arc<Member>> {
@@ -285,6 +301,9 @@ impl Flows {
         let flow = found.remove();
         if let Some(at) = flow.half.scheduled {
             self.timers.remove(&(at, ends));
+        }
+        if let Some(turn) = flow.half.turn {
+            self.queue.remove(&turn);
         }
         Some(flow.peer)
     }

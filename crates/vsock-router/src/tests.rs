@@ -580,6 +580,40 @@ fn an_answer_comes_before_what_follows_it_however_short_the_connection() {
 }
 
 #[test]
+fn what_is_taken_back_waits_no_longer() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    other.port.queue.lock().unwrap().buffers = 0;
+    let to = other.addr(2);
+    house
+        .request(&one, &Header::new(Op::Request, one.addr(1), to))
+        .unwrap();
+    assert!(other.member.is_waiting());
+    one.send(Header::new(Op::Rst, one.addr(1), to), &[]);
+    assert!(!other.member.is_waiting());
+}
+
+#[test]
+fn a_connection_with_much_to_deliver_leaves_buffers_to_others() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let two = house.guest(5, &["a"]);
+    let (much, _) = house.connect(&one, &other);
+    let (little, _) = house.connect(&two, &other);
+    other.port.queue.lock().unwrap().buffers = 0;
+    one.send(much, &pattern(20_000));
+    two.send(little, b"me too");
+    other.post(1);
+    other.post(1);
+    let sources: Vec<_> = other
+        .received()
+        .iter()
+        .map(|(header, _)| header.src)
+        .collect();
+    assert_eq!(sources, [much.src, little.src]);
+}
+
+#[test]
 fn whatever_comes_on_a_connection_that_is_ending_is_dropped() {
     let house = House::new();
     let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));

@@ -78,6 +78,11 @@ impl Window {
         within
     }
 
+    /// Bytes that went into the receiver's RX ring in all, wrapping.
+    pub(crate) fn delivered_bytes(&self) -> u32 {
+        self.delivered.0
+    }
+
     /// Counts a packet that went into the receiver's RX ring.
     pub(crate) fn delivered(&mut self, len: usize) {
         self.delivered += u32::try_from(len).unwrap_or(u32::MAX);
