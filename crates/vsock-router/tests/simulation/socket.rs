@@ -183,6 +183,11 @@ impl Socket {
         self.unread.len()
     }
 
+    /// Those of them that credit tells of: nothing says when an empty message was read.
+    pub(crate) fn unread_with_bytes(&self) -> usize {
+        self.unread.iter().filter(|(len, _)| *len > 0).count()
+    }
+
     /// Reads up to `max` bytes. `true` when there was something to read.
     pub(crate) fn read(&mut self, max: usize, character: &Character) -> bool {
         if character.credit == Credit::Linux && self.socket_type == SocketType::Seqpacket {
