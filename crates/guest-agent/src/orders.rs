@@ -72,7 +72,12 @@ impl Desk {
             ref script,
         } = *conversation;
         let connections = match endpoint {
-            Endpoint::Connect { cid, port } => connect_all(cid, port, connections),
+            Endpoint::Connect { cid, port } => {
+                connect_all(connections, || connect(&SockAddr::vsock(cid, port)))
+            }
+            Endpoint::Redial { cid, port } => {
+                connect_all(connections, || redial(&SockAddr::vsock(cid, port)))
+            }
             Endpoint::Listen { port } => {
                 let listener = listen(port, connections)?;
                 self.tell(id, Event::Listening);
@@ -84,11 +89,12 @@ impl Desk {
 }
 
 /// Connects `count` times, all at once.
-fn connect_all(cid: u32, port: u32, count: usize) -> Vec<Result<Connected, Failure>> {
+fn connect_all(
+    count: usize,
+    connect: impl Fn() -> Result<Connected, Failure> + Sync,
+) -> Vec<Result<Connected, Failure>> {
     thread::scope(|scope| {
-        let connecting: Vec<_> = (0..count)
-            .map(|_| scope.spawn(move || connect(cid, port)))
-            .collect();
+        let connecting: Vec<_> = (0..count).map(|_| scope.spawn(&connect)).collect();
         connecting
             .into_iter()
             .filter_map(|thread| thread.join().ok())
@@ -96,16 +102,35 @@ fn connect_all(cid: u32, port: u32, count: usize) -> Vec<Result<Connected, Failu
     })
 }
 
-fn connect(cid: u32, port: u32) -> Result<Connected, Failure> {
+fn connect(address: &SockAddr) -> Result<Connected, Failure> {
     let start = Instant::now();
     let connected = Socket::new(Domain::VSOCK, Type::STREAM, None).and_then(|socket| {
-        socket.connect(&SockAddr::vsock(cid, port))?;
+        socket.connect(address)?;
         Ok(Connected {
             socket,
             after: start.elapsed(),
         })
     });
     connected.map_err(|error| Failure::new("connect", &error, start))
+}
+
+/// Connects until it is not refused; any other failure, a timeout for instance, is final.
+fn redial(address: &SockAddr) -> Result<Connected, Failure> {
+    const REFUSED: i32 = rustix::io::Errno::CONNRESET.raw_os_error();
+    const PAUSE: Duration = Duration::from_millis(5);
+    const BOOT_DEADLINE: Duration = Duration::from_secs(90);
+    let start = Instant::now();
+    loop {
+        match connect(address) {
+            Err(failure) if failure.errno == Some(REFUSED) && start.elapsed() < BOOT_DEADLINE => {
+                thread::sleep(PAUSE);
+            }
+            connected => {
+                let after = start.elapsed();
+                return connected.map(|connected| Connected { after, ..connected });
+            }
+        }
+    }
 }
 
 fn listen(port: u32, backlog: usize) -> Result<Socket> {

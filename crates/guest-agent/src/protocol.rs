@@ -72,6 +72,14 @@ pub enum Endpoint {
         /// and this port.
         port: u32,
     },
+    /// The guest connects again and again while it is refused: to a peer that may not have
+    /// booted yet.
+    Redial {
+        /// To this CID
+        cid: u32,
+        /// and this port.
+        port: u32,
+    },
     /// The guest accepts; it says [`Event::Listening`] once it can.
     Listen {
         /// On this port.

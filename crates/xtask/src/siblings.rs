@@ -179,18 +179,18 @@ impl Siblings {
             from,
             to,
             connections,
-            ..
+            ref dialler,
+            ref listener,
         } = *dialogue;
         let port = self.port();
-        let listener = self.guest(to)?.converse(
-            Endpoint::Listen { port },
-            connections,
-            dialogue.listener.clone(),
-        )?;
+        let endpoint = Endpoint::Listen { port };
+        let listener = self
+            .guest(to)?
+            .converse(endpoint, connections, listener.clone())?;
         let endpoint = Endpoint::Connect { cid: to, port };
-        let dialler =
-            self.guest(from)?
-                .converse(endpoint, connections, dialogue.dialler.clone())?;
+        let dialler = self
+            .guest(from)?
+            .converse(endpoint, connections, dialler.clone())?;
         Ok(Begun { dialler, listener })
     }
 

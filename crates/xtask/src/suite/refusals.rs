@@ -8,6 +8,7 @@ use guest_agent::script::{Failure, milliseconds};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::Case;
+use crate::guest::Guest;
 use crate::hybrid;
 use crate::lab::{HOST_CID, Lab};
 
@@ -16,10 +17,13 @@ const AT_ONCE: Duration = Duration::from_millis(100);
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
-        Case::new("refuses a guest at once: no socket on the host", |lab: &mut Lab| {
-            let port = lab.port();
-            guest_is_refused(lab, port)
-        }),
+        Case::new(
+            "refuses a guest at once: no socket on the host",
+            |lab: &mut Lab| {
+                let port = lab.port();
+                refused_at_once(&mut lab.guest, HOST_CID, port)
+            },
+        ),
         Case::new(
             "refuses a guest at once: a dead socket on the host",
             dead_socket,
@@ -42,7 +46,7 @@ fn dead_socket(lab: &mut Lab) -> Result<String> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(&path)?)?;
     drop(socket);
-    guest_is_refused(lab, port)
+    refused_at_once(&mut lab.guest, HOST_CID, port)
 }
 
 fn full_backlog(lab: &mut Lab) -> Result<String> {
@@ -60,16 +64,14 @@ fn full_backlog(lab: &mut Lab) -> Result<String> {
         }
         waiting.push(socket);
     }
-    guest_is_refused(lab, port)
+    refused_at_once(&mut lab.guest, HOST_CID, port)
 }
 
-fn guest_is_refused(lab: &mut Lab, port: u32) -> Result<String> {
+/// Has a guest connect, and expects it to be refused at once.
+pub(super) fn refused_at_once(guest: &mut Guest, cid: u32, port: u32) -> Result<String> {
     const ECONNRESET: i32 = rustix::io::Errno::CONNRESET.raw_os_error();
-    let endpoint = Endpoint::Connect {
-        cid: HOST_CID,
-        port,
-    };
-    let reports = lab.guest.converse(endpoint, 1, Vec::new())?.reports()?;
+    let endpoint = Endpoint::Connect { cid, port };
+    let reports = guest.converse(endpoint, 1, Vec::new())?.reports()?;
     match &reports[0].failure {
         Some(Failure {
             errno: Some(ECONNRESET),

@@ -1,6 +1,11 @@
 //! What two guests of one daemon do to each other.
 
+mod bulk;
+mod groups;
 mod kernel_tests;
+mod leaving;
+mod life;
+mod tools;
 
 use std::path::Path;
 
@@ -10,9 +15,25 @@ use super::{Case, Setting};
 use crate::equipment::Equipment;
 use crate::siblings::Siblings;
 
-/// All cases, in their order: what takes guests apart comes last.
+/// All cases, in their order: what takes guests apart comes last. What all their names
+/// begin with chooses them by `--filter`.
 pub(super) fn cases() -> Vec<Case<Siblings>> {
-    kernel_tests::cases()
+    let mut cases = kernel_tests::cases();
+    cases.extend(bulk::cases());
+    cases.extend(life::cases());
+    cases.extend(tools::cases());
+    cases.extend(groups::cases());
+    cases.extend(leaving::cases());
+    for case in &mut cases {
+        case.name.insert_str(0, "siblings: ");
+    }
+    cases
+}
+
+/// A shell's command for a client whose server is about to listen: it is repeated while it
+/// fails, but not for ever.
+fn once_accepted(command: &str) -> String {
+    format!("for try in $(seq 500); do {command} && exit; usleep 20000; done; exit 1")
 }
 
 impl Setting for Siblings {
