@@ -22,6 +22,8 @@ pub(crate) struct Flows {
     /// The time-out that the owner knows of.
     noted: Option<Instant>,
     strangers: VecDeque<RawHeader>,
+    /// The member has left its switch: nothing leads here any more.
+    closed: bool,
 }
 
 pub(crate) struct Flow {
@@ -56,6 +58,16 @@ impl Flows {
         self.halves.len()
     }
 
+    /// Takes everything out. `for_good` when nothing is to come after it.
+    pub(crate) fn take_all(&mut self, for_good: bool) -> Self {
+        let closed = self.closed || for_good;
+        let empty = Self {
+            closed,
+            ..Self::default()
+        };
+        std::mem::replace(self, empty)
+    }
+
     /// Adds a half; `limit` are those there may be.
     pub(crate) fn insert(
         &mut self,
@@ -64,6 +76,9 @@ impl Flows {
         peer: Arc<Member>,
         limit: usize,
     ) -> Result<(), Refusal> {
+        if self.closed {
+            return Err(Refusal::NotUp);
+        }
         if self.halves.len() >= limit {
             return Err(Refusal::TooManyConnections);
         }

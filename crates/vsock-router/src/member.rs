@@ -307,9 +307,18 @@ impl Member {
         }
     }
 
-    /// The guest is gone, or starts anew: each of its connections ends at the other end.
+    /// The guest's driver starts anew: each of its connections ends at the other end.
     pub fn reset(&self, now: Instant) {
-        let flows = std::mem::take(&mut *self.flows());
+        self.end_all(false, now);
+    }
+
+    /// The guest is gone, also for those who have been routed to it and not come yet.
+    pub(crate) fn leave(&self, now: Instant) {
+        self.end_all(true, now);
+    }
+
+    fn end_all(&self, for_good: bool, now: Instant) {
+        let flows = self.flows().take_all(for_good);
         for (ends, peer) in flows.peers() {
             peer.end(ends.reversed(), Half::abandon, now);
         }

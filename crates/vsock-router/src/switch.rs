@@ -93,7 +93,7 @@ impl Switch {
     pub fn leave(&self, cid: GuestCid, now: Instant) {
         let member = self.write().remove(&cid.cid());
         if let Some(member) = member {
-            member.reset(now);
+            member.leave(now);
         }
     }
 

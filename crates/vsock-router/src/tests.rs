@@ -580,6 +580,21 @@ fn an_answer_comes_before_what_follows_it_however_short_the_connection() {
 }
 
 #[test]
+fn a_guest_that_has_left_takes_no_connection_that_was_routed_before() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let request = Header::new(Op::Request, one.addr(1), other.addr(2));
+    let route = Siblings(Arc::clone(&house.switch)).route(&Request::new(one.cid, &request));
+    let Route::Member(target) = route else {
+        panic!("{route:?}")
+    };
+    house.switch.leave(other.cid, house.now);
+    let answer = one.member.open(&request, &target, house.now);
+    assert_eq!(answer, Err(Refusal::NotUp));
+    assert_eq!((one.member.connections(), target.connections()), (0, 0));
+}
+
+#[test]
 fn what_is_taken_back_waits_no_longer() {
     let house = House::new();
     let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
