@@ -62,8 +62,9 @@
 //!   that tells of its window too seldom is asked with a CREDIT_REQUEST.
 //! * **Nothing waits.** [`Member::send`] copies straight into the receiver's buffers; what
 //!   finds none is kept, at the sender's charge, and comes out by the receiver's
-//!   [`Member::flush`]. No call waits for a guest, and nobody holds two guests' locks. What
-//!   a sibling does not read slows down its own connections only.
+//!   [`Member::flush`], the connections that wait in turn. No call waits for a guest, and
+//!   nobody holds two guests' locks. What a sibling does not read slows down its own
+//!   connections only.
 //! * **Bounds.** A guest has at most [`Limits::connections`] connections; at most
 //!   [`Limits::backlog`] bytes, and one packet, wait because of it. Control packets are
 //!   flags of a connection, one of a kind; 1024 RSTs for packets of no connection wait, and
