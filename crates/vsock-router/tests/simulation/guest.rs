@@ -24,6 +24,9 @@ const TX_RING: usize = 64;
 /// Ports from here on are a guest's own.
 const FIRST_PORT: u32 = 1000;
 
+/// What a message at least takes off what a socket has to send, in bytes.
+const LEAST_COST: usize = 200;
+
 /// A packet in the TX ring, whose payload belongs at this place of its way.
 pub(crate) struct Outgoing {
     pub(crate) header: Header,
@@ -348,8 +351,14 @@ impl Guest {
         let at = socket.sent;
         self.tx.push_back(Outgoing { header, at });
         socket.sent += len as u64;
-        socket.left -= len.max(1);
         socket.message_left = socket.message_left.saturating_sub(len);
+        let ends_message = !flags.is_empty();
+        let cost = if ends_message {
+            len.max(LEAST_COST)
+        } else {
+            len
+        };
+        socket.left = socket.left.saturating_sub(cost);
         let sent = ledger.of(out);
         sent.bytes = socket.sent;
         if !flags.is_empty() {
