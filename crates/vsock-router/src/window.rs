@@ -26,7 +26,7 @@ pub(crate) struct Window {
     delivered: Wrapping<u32>,
     unread: UnreadPackets,
     pub(crate) requests: CreditRequests,
-    /// The receiver was asked for news since it last gave some.
+    /// The receiver was asked for news since it last had read something.
     asked: bool,
 }
 
@@ -39,8 +39,11 @@ impl Window {
             self.granted = granted;
         }
         self.fwd_cnt = Wrapping(header.fwd_cnt);
-        self.unread.forwarded(header.fwd_cnt);
-        self.asked = false;
+        if self.unread.forwarded(header.fwd_cnt) {
+            // News that change nothing are no reason to ask again: two ends that both do
+            // not read would keep each other busy.
+            self.asked = false;
+        }
         if !self.is_full() {
             self.requests.end();
         }
@@ -172,6 +175,23 @@ mod tests {
         assert!(window.wants_news());
         update(&mut window, 100_000, 500);
         assert!(!window.wants_news());
+    }
+
+    #[test]
+    fn does_not_ask_again_after_news_that_change_nothing() {
+        let mut window = Window::default();
+        update(&mut window, 8192, 0);
+        for _ in 0..4 {
+            window.sent(1);
+            window.delivered(1);
+        }
+        assert!(window.wants_news());
+        update(&mut window, 8192, 0);
+        assert!(!window.wants_news());
+        update(&mut window, 8192, 1);
+        window.sent(1);
+        window.delivered(1);
+        assert!(window.wants_news());
     }
 
     #[test]
