@@ -4,20 +4,16 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::slice;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use guest_agent::protocol::Endpoint;
-use guest_agent::script::{Report, run_all};
 
 use crate::daemon::{Daemon, Vm};
 use crate::equipment::Equipment;
 use crate::guest::{BOOT_DEADLINE, Guest};
-use crate::hybrid::{self, Listener};
 use crate::process::Scratch;
 use crate::qemu::{self, Machine};
-use crate::talk::{Begun, Ends, Initiator, Talk};
+use crate::talk::{Begun, Ends, Talk};
 
 /// The host's CID, as guests know it.
 pub(crate) const HOST_CID: u32 = 2;
@@ -150,40 +146,8 @@ impl Lab {
 
     /// Makes the connections, and has both ends begin with their scripts.
     pub(crate) fn begin(&mut self, talk: &Talk) -> Result<Begun> {
-        let Talk {
-            initiator,
-            connections,
-            ..
-        } = *talk;
-        let port = self.port();
-        let (guest, connected) = match initiator {
-            Initiator::Guest => {
-                let listener = Listener::bind(self.uds(), port)?;
-                let endpoint = Endpoint::Connect {
-                    cid: HOST_CID,
-                    port,
-                };
-                let guest = self
-                    .guest
-                    .converse(endpoint, connections, talk.guest.clone())?;
-                let accepted = (0..connections).map(|_| listener.accept());
-                (guest, accepted.collect::<Result<Vec<_>, _>>())
-            }
-            Initiator::Host => {
-                let endpoint = Endpoint::Listen { port };
-                let guest = self
-                    .guest
-                    .converse(endpoint, connections, talk.guest.clone())?;
-                let dialled = (0..connections).map(|_| hybrid::dial_open(self.uds(), port));
-                (guest, Ok(dialled.collect::<Result<Vec<_>>>()?))
-            }
-        };
-        let script = talk.host.clone();
-        let host = thread::spawn(move || match connected {
-            Ok(connected) => run_all(connected.into_iter().map(Ok).collect(), &script),
-            Err(failure) => vec![Report::unconnected(failure)],
-        });
-        Ok(Begun { guest, host })
+        let (port, uds) = (self.port(), self.uds().to_owned());
+        talk.begin(&mut self.guest, &uds, port)
     }
 
     /// Copies the logs to a directory that stays, and returns the end of the daemon's.

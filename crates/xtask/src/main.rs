@@ -49,12 +49,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Boots a guest and shows how it and its host talk to each other.
+    /// Boots two guests and shows how they talk to their host and to each other.
     Demo {
-        /// Leaves guest and daemon running, with commands to play with them.
+        /// Leaves guests and daemon running, with commands to play with them.
         #[arg(long)]
         keep: bool,
-        /// The guest's kernel.
+        /// The guests' kernel.
         #[arg(long, value_enum, default_value = "6.1")]
         kernel: Series,
     },

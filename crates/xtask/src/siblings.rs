@@ -1,14 +1,4 @@
-//! A daemon with guests that are siblings, and conversations between them.
-//!
-//! ```text
-//!    group `left`                group `right`               no group
-//!   ┌──────────┐    ┌─────────────────────┐    ┌──────────┐   ┌───────────┐
-//!   │ LEFT (4) │────│ MIDDLE (3), in both │────│ RIGHT (5)│   │ ALONE (6) │
-//!   └──────────┘    └─────────────────────┘    └──────────┘   └───────────┘
-//! ```
-//!
-//! LEFT and MIDDLE are there from the start, the others when a case asks for them. The
-//! first two also share an Ethernet cable.
+//! A daemon with several guests, and conversations between them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,21 +16,17 @@ use crate::process::Scratch;
 use crate::qemu::{self, Cable, Machine};
 use crate::talk;
 
-/// The guest in both groups.
-pub(crate) const MIDDLE: u32 = 3;
-/// A guest that shares a group with the middle one.
-pub(crate) const LEFT: u32 = 4;
-/// A guest that shares another group with the middle one.
-pub(crate) const RIGHT: u32 = 5;
-/// A guest without a group.
-pub(crate) const ALONE: u32 = 6;
-/// Every VM of the daemon, and its groups.
-const VMS: [(u32, &str); 4] = [
-    (MIDDLE, "left+right"),
-    (LEFT, "left"),
-    (RIGHT, "right"),
-    (ALONE, ""),
-];
+/// The VMs of a daemon.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Every VM's CID and groups.
+    pub(crate) vms: Vec<(u32, &'static str)>,
+    /// Whose guests boot at the start.
+    pub(crate) up: Vec<u32>,
+    /// Two guests with an Ethernet cable between them.
+    pub(crate) cable: Option<(u32, u32)>,
+}
+
 /// The first of the ports that conversations take in turn.
 const FIRST_PORT: u32 = 6000;
 const DAEMON_LOG: &str = "daemon.log";
@@ -52,6 +38,7 @@ pub(crate) struct Siblings {
     guests: BTreeMap<u32, Guest>,
     daemon: Daemon,
     vms: Vec<Vm>,
+    cable: Option<(u32, u32)>,
     equipment: Equipment,
     last_port: u32,
     scratch: Scratch,
@@ -91,21 +78,23 @@ pub(crate) struct Said {
 }
 
 impl Siblings {
-    /// Starts the daemon, and boots the two guests that most cases need.
-    pub(crate) fn start(equipment: &Equipment) -> Result<Self> {
+    /// Starts the daemon, and boots the guests that are to be up.
+    pub(crate) fn start(equipment: &Equipment, plan: Plan) -> Result<Self> {
+        let Plan { vms, up, cable } = plan;
         let scratch = Scratch::new()?;
         let vm = |(cid, groups)| Vm::within(scratch.path(), cid).in_groups(groups);
-        let vms: Vec<_> = VMS.into_iter().map(vm).collect();
+        let vms: Vec<_> = vms.into_iter().map(vm).collect();
         let daemon = Daemon::start(&equipment.daemon, &vms, &scratch.join(DAEMON_LOG))?;
         let mut siblings = Self {
             guests: BTreeMap::new(),
             daemon,
             vms,
+            cable,
             equipment: equipment.clone(),
             last_port: FIRST_PORT,
             scratch,
         };
-        siblings.boot(&[MIDDLE, LEFT])?;
+        siblings.boot(&up)?;
         Ok(siblings)
     }
 
@@ -198,9 +187,9 @@ impl Siblings {
         let directory = self.directory(cid);
         let mut machine = self.equipment.machine(self.vm(cid)?, &directory);
         let end = |cid: u32| self.scratch.join(&format!("cable{cid}"));
-        let remote = match cid {
-            MIDDLE => Some(LEFT),
-            LEFT => Some(MIDDLE),
+        let remote = match self.cable {
+            Some((one, other)) if cid == one => Some(other),
+            Some((one, other)) if cid == other => Some(one),
             _ => None,
         };
         machine.cable = remote.map(|remote| Cable {
@@ -257,6 +246,12 @@ impl Begun {
         talk::all_succeeded(&[("dialler", &said.dialler), ("listener", &said.listener)])?;
         Ok(said)
     }
+}
+
+/// A shell's command for a client whose server is about to listen: it is repeated while it
+/// fails, but not for ever.
+pub(crate) fn once_accepted(command: &str) -> String {
+    format!("for try in $(seq 500); do {command} && exit; usleep 20000; done; exit 1")
 }
 
 fn not_up(cid: u32) -> String {

@@ -8,7 +8,7 @@ pub(crate) mod bulk;
 mod life;
 mod machine;
 mod refusals;
-mod siblings;
+pub(crate) mod siblings;
 mod table;
 mod tools;
 

@@ -1,11 +1,15 @@
 //! A conversation: what both ends do on some connections, and how it went.
 
-use std::thread::JoinHandle;
+use std::path::Path;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Result, anyhow, bail};
-use guest_agent::script::{Failure, Report, Step};
+use guest_agent::protocol::Endpoint;
+use guest_agent::script::{Failure, Report, Step, run_all};
 
-use crate::guest::Ongoing;
+use crate::guest::{Guest, Ongoing};
+use crate::hybrid::{self, Listener};
+use crate::lab::HOST_CID;
 
 /// Who makes the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,38 @@ pub(crate) struct Talk {
     pub(crate) guest: Vec<Step>,
     /// What the host does on each.
     pub(crate) host: Vec<Step>,
+}
+
+impl Talk {
+    /// Makes the connections to or from `port` of a guest whose hybrid vsock socket is
+    /// `uds`, and has both ends begin with their scripts.
+    pub(crate) fn begin(&self, guest: &mut Guest, uds: &Path, port: u32) -> Result<Begun> {
+        let connections = self.connections;
+        let (guest, connected) = match self.initiator {
+            Initiator::Guest => {
+                let listener = Listener::bind(uds, port)?;
+                let endpoint = Endpoint::Connect {
+                    cid: HOST_CID,
+                    port,
+                };
+                let guest = guest.converse(endpoint, connections, self.guest.clone())?;
+                let accepted = (0..connections).map(|_| listener.accept());
+                (guest, accepted.collect::<Result<Vec<_>, _>>())
+            }
+            Initiator::Host => {
+                let endpoint = Endpoint::Listen { port };
+                let guest = guest.converse(endpoint, connections, self.guest.clone())?;
+                let dialled = (0..connections).map(|_| hybrid::dial_open(uds, port));
+                (guest, Ok(dialled.collect::<Result<Vec<_>>>()?))
+            }
+        };
+        let script = self.host.clone();
+        let host = thread::spawn(move || match connected {
+            Ok(connected) => run_all(connected.into_iter().map(Ok).collect(), &script),
+            Err(failure) => vec![Report::unconnected(failure)],
+        });
+        Ok(Begun { guest, host })
+    }
 }
 
 /// A conversation that is going on.

@@ -1,9 +1,12 @@
 //! Much data, every byte verified at the other end.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use guest_agent::script::{Passage, Receive, Send, Step};
 
 use super::Case;
+use crate::guest::Guest;
 use crate::lab::Lab;
 use crate::talk::{Direction, Initiator, Talk};
 
@@ -61,6 +64,12 @@ impl Transfer {
 
     /// Transfers, and returns what the receiver got.
     pub(crate) fn transfer(&self, lab: &mut Lab) -> Result<Passage> {
+        let (port, uds) = (lab.port(), lab.uds().to_owned());
+        self.carry(&mut lab.guest, &uds, port)
+    }
+
+    /// The same, to or from `port` of any guest whose hybrid vsock socket is `uds`.
+    pub(crate) fn carry(&self, guest: &mut Guest, uds: &Path, port: u32) -> Result<Passage> {
         let Self {
             initiator,
             direction,
@@ -78,13 +87,15 @@ impl Transfer {
             Step::ExpectEnd,
         ];
         let receiver = vec![Step::Receive(Receive::new(bytes, seed))];
-        let (guest, host) = direction.assign(sender, receiver);
-        let ends = lab.talk(&Talk {
+        let (guest_does, host) = direction.assign(sender, receiver);
+        let talk = Talk {
             initiator,
             connections: 1,
-            guest,
+            guest: guest_does,
             host,
-        })?;
+        };
+        let ends = talk.begin(guest, uds, port)?.finish()?;
+        ends.succeeded()?;
         let (guest, host) = (ends.guest[0].done[0], ends.host[0].done[0]);
         let (sums, [sent, received]) = match direction {
             Direction::ToHost => ([guest.checksum, host.checksum], [guest, host]),

@@ -1,6 +1,16 @@
-//! What two guests of one daemon do to each other.
+//! What guests of one daemon do to each other.
+//!
+//! ```text
+//!     no group       group `left`         group `right`
+//!   ┌───────────┐   ┌──────────┐    ┌───────────────────┐    ┌───────────┐
+//!   │ ALONE (6) │   │ LEFT (4) │────│ MIDDLE (3) in both│────│ RIGHT (5) │
+//!   └───────────┘   └──────────┘    └───────────────────┘    └───────────┘
+//! ```
+//!
+//! LEFT and MIDDLE are there from the start, and have a cable for the kernel's tests. The
+//! others boot when a case asks for them.
 
-mod bulk;
+pub(crate) mod bulk;
 mod groups;
 mod kernel_tests;
 mod leaving;
@@ -13,7 +23,16 @@ use anyhow::Result;
 
 use super::{Case, Setting};
 use crate::equipment::Equipment;
-use crate::siblings::Siblings;
+use crate::siblings::{Plan, Siblings};
+
+/// The guest in both groups.
+const MIDDLE: u32 = 3;
+/// A guest that shares a group with the middle one.
+const LEFT: u32 = 4;
+/// A guest that shares another group with the middle one.
+const RIGHT: u32 = 5;
+/// A guest without a group.
+const ALONE: u32 = 6;
 
 /// All cases, in their order: what takes guests apart comes last. What all their names
 /// begin with chooses them by `--filter`.
@@ -30,17 +49,22 @@ pub(super) fn cases() -> Vec<Case<Siblings>> {
     cases
 }
 
-/// A shell's command for a client whose server is about to listen: it is repeated while it
-/// fails, but not for ever.
-fn once_accepted(command: &str) -> String {
-    format!("for try in $(seq 500); do {command} && exit; usleep 20000; done; exit 1")
-}
-
 impl Setting for Siblings {
     const NAME: &'static str = "a daemon and two guests";
 
     fn start(equipment: &Equipment) -> Result<Self> {
-        Self::start(equipment)
+        let vms = [
+            (MIDDLE, "left+right"),
+            (LEFT, "left"),
+            (RIGHT, "right"),
+            (ALONE, ""),
+        ];
+        let plan = Plan {
+            vms: vms.into(),
+            up: vec![MIDDLE, LEFT],
+            cable: Some((MIDDLE, LEFT)),
+        };
+        Self::start(equipment, plan)
     }
 
     fn check(&mut self) -> Result<()> {

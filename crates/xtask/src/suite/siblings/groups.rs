@@ -4,10 +4,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use guest_agent::protocol::Endpoint;
 use guest_agent::script::{Receive, Send, Step, run_all};
 
-use super::Case;
+use super::{ALONE, Case, LEFT, MIDDLE, RIGHT};
 use crate::hybrid::{self, Listener};
 use crate::lab::HOST_CID;
-use crate::siblings::{ALONE, LEFT, MIDDLE, RIGHT, Siblings};
+use crate::siblings::Siblings;
 use crate::suite::refusals::refused_at_once;
 use crate::talk::{self, succeeded};
 

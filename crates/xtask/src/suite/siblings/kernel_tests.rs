@@ -5,10 +5,10 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Case;
+use super::{Case, LEFT, MIDDLE};
 use crate::guest::Ongoing;
 use crate::progress::detail;
-use crate::siblings::{LEFT, MIDDLE, Siblings};
+use crate::siblings::{Siblings, once_accepted};
 
 /// The TCP port over which the two halves agree.
 const CONTROL_PORT: u16 = 1234;
@@ -85,7 +85,7 @@ impl Benchmark {
             self.sender
         );
         let receiving = siblings.guest(receiver)?.run(&["sh", "-c", &receive])?;
-        let send = super::once_accepted(&send);
+        let send = once_accepted(&send);
         let sending = siblings.guest(sender)?.run(&["sh", "-c", &send])?;
         let sent = sending.success().context("the sender")?;
         let received = receiving.success().context("the receiver")?;
@@ -103,8 +103,10 @@ impl Benchmark {
 
 /// The word after `key` in a program's output.
 fn value<'a>(output: &'a str, key: &str) -> Result<&'a str> {
-    let lines = output.lines().filter_map(|line| line.strip_prefix(key));
-    let word = lines.last().and_then(|rest| rest.split_whitespace().next());
+    let mut lines = output.lines().filter_map(|line| line.strip_prefix(key));
+    let word = lines
+        .next_back()
+        .and_then(|rest| rest.split_whitespace().next());
     word.with_context(|| format!("no {key:?} in the output: {output}"))
 }
 

@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use guest_agent::script::{Failure, Receive, Report, Send, Step, milliseconds};
 use rustix::io::Errno;
 
-use super::Case;
-use super::bulk::{Sender, Transfer};
+use super::bulk::{Transfer, Way};
 use super::groups::reaches_the_host;
-use crate::siblings::{Begun, Dialogue, LEFT, MIDDLE, Siblings};
+use super::{Case, LEFT, MIDDLE};
+use crate::siblings::{Begun, Dialogue, Siblings};
 
 /// How soon a guest knows that its sibling is gone.
 const NEWS_DEADLINE: Duration = Duration::from_secs(1);
@@ -58,8 +58,8 @@ fn stopped(siblings: &mut Siblings) -> Result<String> {
 
 /// With a transfer under way in each direction.
 fn killed(siblings: &mut Siblings) -> Result<String> {
-    let sending = begin_endless(siblings, Sender::Middle)?;
-    let receiving = begin_endless(siblings, Sender::Left)?;
+    let sending = begin_endless(siblings, Way::Forth)?;
+    let receiving = begin_endless(siblings, Way::Back)?;
     transfer_both_ways(siblings).context("while the transfers are under way")?;
     let start = Instant::now();
     siblings.kill(LEFT)?;
@@ -78,11 +78,11 @@ fn killed(siblings: &mut Siblings) -> Result<String> {
     Ok(format!("{:.0} ms", milliseconds(took)))
 }
 
-fn begin_endless(siblings: &mut Siblings, sender: Sender) -> Result<Begun> {
+fn begin_endless(siblings: &mut Siblings, way: Way) -> Result<Begun> {
     let sends = [BEGINNING, ENDLESS].map(|bytes| Step::Send(Send::new(bytes, 1)));
     let receives = [BEGINNING, ENDLESS].map(|bytes| Step::Receive(Receive::new(bytes, 1)));
-    let (dialler, listener) = match sender {
-        Sender::Middle => (sends.into(), receives.into()),
+    let (dialler, listener) = match way {
+        Way::Forth => (sends.into(), receives.into()),
         _ => (receives.into(), sends.into()),
     };
     siblings.begin(&Dialogue {
@@ -106,7 +106,9 @@ fn interrupted(report: &Report, by_end: fn(&Failure) -> bool) -> Result<()> {
 
 fn transfer_both_ways(siblings: &mut Siblings) -> Result<()> {
     let transfer = Transfer {
-        sender: Sender::Both,
+        from: MIDDLE,
+        to: LEFT,
+        way: Way::Both,
         bytes: 4 << 20,
         write_size: 64 << 10,
     };

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use guest_agent::script::{Receive, Send, Step, milliseconds};
 
-use super::Case;
-use super::bulk::{Sender, Transfer};
-use crate::siblings::{Begun, Dialogue, LEFT, MIDDLE, Siblings};
+use super::bulk::{Transfer, Way};
+use super::{Case, LEFT, MIDDLE};
+use crate::siblings::{Begun, Dialogue, Siblings};
 
 pub(super) fn cases() -> Vec<Case<Siblings>> {
     let pairs = [(MIDDLE, LEFT), (LEFT, MIDDLE)];
@@ -144,9 +144,11 @@ fn stalled_beside(siblings: &mut Siblings, from: u32, to: u32) -> Result<String>
     ];
     let start = Instant::now();
     let stalled = siblings.begin(&dialogue(from, to, sends, reads))?;
-    for sender in [Sender::Middle, Sender::Left] {
+    for way in [Way::Forth, Way::Back] {
         let transfer = Transfer {
-            sender,
+            from,
+            to,
+            way,
             bytes: 10_000_000,
             write_size: 64 << 10,
         };

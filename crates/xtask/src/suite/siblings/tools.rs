@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use super::Case;
-use crate::siblings::{LEFT, MIDDLE, Siblings};
+use super::{Case, LEFT, MIDDLE};
+use crate::siblings::{Siblings, once_accepted};
 
 const BYTES: u64 = 4_000_000;
 const SEED: u64 = 9;
@@ -56,7 +56,7 @@ fn sends_file(
     siblings.guest(from)?.write_file(SENT, BYTES, SEED)?;
     let receives = (server.receives)(port);
     let receiving = siblings.guest(to)?.run(&["sh", "-c", &receives])?;
-    let sends = super::once_accepted(&(client.sends)(to, port));
+    let sends = once_accepted(&(client.sends)(to, port));
     let sending = siblings.guest(from)?.run(&["sh", "-c", &sends])?;
     sending.success().context("the sender")?;
     receiving.success().context("the receiver")?;
