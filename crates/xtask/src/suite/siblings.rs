@@ -12,6 +12,7 @@
 
 pub(crate) mod bulk;
 mod groups;
+mod kernel_benchmark;
 mod kernel_tests;
 mod leaving;
 mod life;
@@ -38,6 +39,7 @@ const ALONE: u32 = 6;
 /// begin with chooses them by `--filter`.
 pub(super) fn cases() -> Vec<Case<Siblings>> {
     let mut cases = kernel_tests::cases();
+    cases.extend(kernel_benchmark::cases());
     cases.extend(bulk::cases());
     cases.extend(life::cases());
     cases.extend(tools::cases());
