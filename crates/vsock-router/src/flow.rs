@@ -24,12 +24,12 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bitflags::bitflags;
 use vsock_packet::{Header, Op, ShutdownFlags, SocketType, VsockAddr};
 
+use crate::account::{Charge, Slot};
 use crate::backlog::Backlog;
 use crate::port::{Packet, Receiver};
 use crate::window::{MAX_WINDOW, Window};
@@ -37,6 +37,9 @@ use crate::window::{MAX_WINDOW, Window};
 /// How long an end may take over its answer to a REQUEST, or to a full SHUTDOWN. Guests
 /// have shorter time-outs of their own; this one is for those that have none.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an end that is slow to read keeps what was sent before a close waiting.
+const LINGER: Duration = Duration::from_secs(60);
 
 /// The two ends of a half: where it leads, and where it comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -121,9 +124,6 @@ pub(crate) enum Delivered {
     NoBuffer,
 }
 
-/// What waits for others because of one sender, over all its connections, in bytes.
-pub(crate) type Charged = Arc<AtomicUsize>;
-
 /// One direction of a connection.
 #[derive(Debug)]
 pub(crate) struct Half {
@@ -139,7 +139,9 @@ pub(crate) struct Half {
     shutdown: ShutdownFlags,
     pending: Pending,
     backlog: Backlog,
-    charged: Charged,
+    charge: Charge,
+    /// The opener's place for this connection.
+    _slot: Arc<Slot>,
     window: Window,
     /// Its turn among its member's halves with something to deliver.
     pub(crate) turn: Option<u64>,
@@ -149,23 +151,23 @@ pub(crate) struct Half {
 
 impl Half {
     /// The half that carries a REQUEST to its destination.
-    pub(crate) fn asked(request: &Header, charged: Charged) -> Self {
-        let mut half = Self::new(Ends::of(request), request, State::Asked, charged);
+    pub(crate) fn asked(request: &Header, charge: Charge, slot: Arc<Slot>) -> Self {
+        let mut half = Self::new(Ends::of(request), request, State::Asked, charge, slot);
         half.pending = Pending::REQUEST;
         half.take_credit(request);
         half
     }
 
     /// The half that will carry the answer to a REQUEST.
-    pub(crate) fn asking(request: &Header, charged: Charged, now: Instant) -> Self {
+    pub(crate) fn asking(request: &Header, charge: Charge, slot: Arc<Slot>, now: Instant) -> Self {
         let ends = Ends::of(request).reversed();
-        let mut half = Self::new(ends, request, State::Asking, charged);
+        let mut half = Self::new(ends, request, State::Asking, charge, slot);
         half.answer_deadline = Some(now + ANSWER_TIMEOUT);
         half.window.update(request);
         half
     }
 
-    fn new(ends: Ends, request: &Header, state: State, charged: Charged) -> Self {
+    fn new(ends: Ends, request: &Header, state: State, charge: Charge, slot: Arc<Slot>) -> Self {
         Self {
             ends,
             socket_type: request.socket_type,
@@ -176,7 +178,8 @@ impl Half {
             shutdown: ShutdownFlags::empty(),
             pending: Pending::empty(),
             backlog: Backlog::default(),
-            charged,
+            charge,
+            _slot: slot,
             window: Window::default(),
             turn: None,
             scheduled: None,
@@ -237,8 +240,10 @@ impl Half {
     /// # Errors
     ///
     /// A [`Violation`] when the sender had no right to send it.
-    pub(crate) fn accept(&mut self, header: &Header) -> Result<(), Violation> {
-        if self.state == State::Closing {
+    pub(crate) fn accept(&mut self, header: &Header, now: Instant) -> Result<(), Violation> {
+        let too_early = self.state == State::Asking && !matches!(header.op, Op::Response | Op::Rst);
+        if self.state == State::Closing || too_early {
+            // Of a connection that is no more: the ports may be in use again.
             return Ok(());
         }
         self.take_credit(header);
@@ -254,7 +259,7 @@ impl Half {
                 self.shutdown |= header.shutdown_flags();
                 self.pending |= Pending::SHUTDOWN;
             }
-            Op::Rst => self.close(),
+            Op::Rst => self.close(now),
             Op::Rw if self.shutdown.contains(ShutdownFlags::SEND) => {
                 return Err(Violation::Unexpected);
             }
@@ -265,9 +270,9 @@ impl Half {
     }
 
     /// An RST goes to this end, behind the payload it has not got yet.
-    pub(crate) fn close(&mut self) {
+    pub(crate) fn close(&mut self, now: Instant) {
         self.state = State::Closing;
-        self.answer_deadline = None;
+        self.answer_deadline = Some(now + LINGER);
         // A REQUEST that did not go out need not be taken back, but then nothing does.
         self.pending = if self.pending.contains(Pending::REQUEST) {
             Pending::empty()
@@ -279,24 +284,23 @@ impl Half {
 
     /// An RST goes to this end at once: it had no right to what it did, or will not get
     /// all that waits for it.
-    pub(crate) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self, now: Instant) {
         self.drop_backlog();
-        self.close();
+        self.close(now);
         self.pending &= Pending::RST;
     }
 
     fn drop_backlog(&mut self) {
-        self.charged
-            .fetch_sub(self.backlog.cost(), Ordering::Relaxed);
+        self.charge.sub(self.backlog.cost());
         self.backlog = Backlog::default();
     }
 
     /// The sender is gone. What it had finished sending is still delivered.
-    pub(crate) fn abandon(&mut self) {
+    pub(crate) fn abandon(&mut self, now: Instant) {
         if self.shutdown.contains(ShutdownFlags::SEND) {
-            self.close();
+            self.close(now);
         } else {
-            self.reset();
+            self.reset(now);
         }
     }
 
@@ -336,7 +340,14 @@ impl Half {
         if self.is_waiting() && self.window.requests.expire(now) {
             self.pending |= Pending::CREDIT_REQUEST;
         }
-        self.answer_deadline.is_none_or(|deadline| deadline > now)
+        let in_time = self.answer_deadline.is_none_or(|deadline| deadline > now);
+        if !in_time && self.state == State::Closing {
+            self.drop_backlog();
+            self.pending &= Pending::RST;
+            self.answer_deadline = None;
+            return true;
+        }
+        in_time
     }
 
     /// Delivers what waits, and then this payload. What the receiver has no room for is
@@ -379,11 +390,10 @@ impl Half {
         self.backlog
             .push(packet.payload, packet.header.flags, self.socket_type);
         let added = self.backlog.cost() - before;
-        let charged = self.charged.fetch_add(added, Ordering::Relaxed) + added;
-        if charged > limit {
-            Err(Violation::Backlog)
-        } else {
+        if self.charge.add(added, limit) {
             Ok(())
+        } else {
+            Err(Violation::Backlog)
         }
     }
 
@@ -391,8 +401,7 @@ impl Half {
     /// is a message.
     fn takes(&self, packet: &Packet<'_>) -> bool {
         let void = packet.payload.is_empty() && self.socket_type == SocketType::Stream;
-        let wanted =
-            self.state != State::Closing && !self.shut_down.contains(ShutdownFlags::RECEIVE);
+        let wanted = self.state == State::Open && !self.shut_down.contains(ShutdownFlags::RECEIVE);
         packet.header.op == Op::Rw && wanted && !void
     }
 
@@ -406,7 +415,11 @@ impl Half {
         if !self.put_control(Pending::AHEAD, receiver, now) {
             return Delivered::NoBuffer;
         }
+        let before = self.window.delivered_bytes();
         let put = self.put_backlog(receiver);
+        if self.state == State::Closing && self.window.delivered_bytes() != before {
+            self.answer_deadline = Some(now + LINGER);
+        }
         if self.is_waiting() && self.window.wants_news() {
             self.pending |= Pending::CREDIT_REQUEST;
         }
@@ -448,8 +461,7 @@ impl Half {
             if put == Put::All || rest > 0 {
                 self.backlog.consume_front(rest);
             }
-            self.charged
-                .fetch_sub(before - self.backlog.cost(), Ordering::Relaxed);
+            self.charge.sub(before - self.backlog.cost());
             if put != Put::All {
                 return put;
             }

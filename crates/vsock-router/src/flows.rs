@@ -3,10 +3,12 @@
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
-use vsock_packet::{Header, Op, RawHeader};
+use vsock_packet::{Cid, Header, Op, RawHeader};
 
+use crate::account::{Charge, Waiting};
 use crate::flow::{Delivered, Ends, Half, Violation};
 use crate::member::Member;
 use crate::port::{Packet, Receiver};
@@ -24,11 +26,24 @@ pub(crate) struct Flows {
     strangers: VecDeque<RawHeader>,
     /// The member has left its switch: nothing leads here any more.
     closed: bool,
+    /// What waits here, by sender.
+    waiting: Waiting,
 }
 
 pub(crate) struct Flow {
     half: Half,
     peer: Arc<Member>,
+}
+
+/// A way to end a half: [`Half::reset`] or [`Half::abandon`].
+pub(crate) type End = fn(&mut Half, Instant);
+
+/// A packet that could not be taken.
+pub(crate) enum Failed {
+    /// Its sender had no right to send it; the half has been reset at this end.
+    Violated(Ends),
+    /// There is no such half any more.
+    Gone(Ends),
 }
 
 /// Packets that share a fate.
@@ -68,19 +83,15 @@ impl Flows {
         std::mem::replace(self, empty)
     }
 
-    /// Adds a half; `limit` are those there may be.
+    /// Adds a half.
     pub(crate) fn insert(
         &mut self,
         ends: Ends,
         half: Half,
         peer: Arc<Member>,
-        limit: usize,
     ) -> Result<(), Refusal> {
         if self.closed {
             return Err(Refusal::NotUp);
-        }
-        if self.halves.len() >= limit {
-            return Err(Refusal::TooManyConnections);
         }
         if self.halves.contains_key(&ends) {
             // The last connection with these ends has not ended for everybody yet.
@@ -89,6 +100,11 @@ impl Flows {
         self.halves.insert(ends, Flow { half, peer });
         self.settle(ends);
         Ok(())
+    }
+
+    /// The charge for what a sender has waiting here.
+    pub(crate) fn charge(&mut self, cid: Cid, sender: &Arc<AtomicUsize>) -> Charge {
+        self.waiting.of(cid, sender)
     }
 
     /// Who is at the other end of a half.
@@ -149,9 +165,8 @@ impl Flows {
             let verdict = match self.halves.get(&ends) {
                 None if packet.header.op == Op::Rst => Verdict::Drop,
                 None => Verdict::Stranger,
-                Some(flow) if flow.half.is_closing() && packet.header.op != Op::Rst => {
-                    Verdict::Drop
-                }
+                // Its peer knows already.
+                Some(flow) if flow.half.is_closing() => Verdict::Drop,
                 Some(flow) => Verdict::Forward(Arc::clone(&flow.peer)),
             };
             let goes_on = match (&run.verdict, &verdict) {
@@ -171,7 +186,7 @@ impl Flows {
                 }
                 // Alone in its run, so that those before it are not lost.
                 (Err(_), Verdict::Forward(peer)) if run.len == 0 => {
-                    self.end(ends, Half::reset);
+                    self.end(ends, Half::reset, now);
                     return Run {
                         len: 1,
                         verdict: Verdict::Reset(peer),
@@ -212,33 +227,41 @@ impl Flows {
         limit: usize,
         receiver: Option<&mut dyn Receiver>,
         now: Instant,
-        violated: &mut Vec<Ends>,
+        failed: &mut Vec<Failed>,
     ) {
         let ends = Ends::of(&packet.header);
         let Some(flow) = self.halves.get_mut(&ends) else {
+            // An RST needs no end that it could reach.
+            if packet.header.op != Op::Rst {
+                failed.push(Failed::Gone(ends));
+            }
             return;
         };
         let half = &mut flow.half;
-        let taken = half.accept(&packet.header).and_then(|()| match receiver {
-            // Others wait for buffers: nobody overtakes them.
-            Some(receiver) if self.queue.is_empty() || half.turn.is_some() => {
-                half.deliver(packet, limit, receiver, now)
-            }
-            _ => half.keep(packet, limit).map(|()| Delivered::NoBuffer),
-        });
+        // Where others wait for buffers nobody overtakes them.
+        let first = self
+            .queue
+            .first_key_value()
+            .is_none_or(|(_, first)| *first == ends);
+        let taken = half
+            .accept(&packet.header, now)
+            .and_then(|()| match receiver {
+                Some(receiver) if first => half.deliver(packet, limit, receiver, now),
+                _ => half.keep(packet, limit).map(|()| Delivered::NoBuffer),
+            });
         if taken.is_err() {
-            half.reset();
-            violated.push(ends);
+            half.reset(now);
+            failed.push(Failed::Violated(ends));
         }
         self.settle(ends);
     }
 
     /// Ends a half in some way. `true` when there is something to deliver for that.
-    pub(crate) fn end(&mut self, ends: Ends, how: impl FnOnce(&mut Half)) -> bool {
+    pub(crate) fn end(&mut self, ends: Ends, how: End, now: Instant) -> bool {
         let Some(flow) = self.halves.get_mut(&ends) else {
             return false;
         };
-        how(&mut flow.half);
+        how(&mut flow.half, now);
         self.settle(ends)
     }
 
@@ -336,7 +359,7 @@ impl Flows {
             };
             flow.half.scheduled = None;
             if !flow.half.expire(now) {
-                flow.half.reset();
+                flow.half.reset(now);
                 expired.push((ends, Arc::clone(&flow.peer)));
             }
             self.settle(ends);

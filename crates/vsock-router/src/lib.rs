@@ -191,6 +191,7 @@
 
 #![forbid(unsafe_code)]
 
+mod account;
 mod backlog;
 mod flow;
 mod flows;

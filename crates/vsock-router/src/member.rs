@@ -1,14 +1,15 @@
 //! A guest of a switch: the flows that lead to it, and its hand on those that do not.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use vsock_packet::{Cid, Features, Header, RawHeader, SocketType, VsockAddr};
 
-use crate::flow::{Charged, Ends, Half};
-use crate::flows::{Flows, Verdict};
+use crate::account::{Charge, Slot};
+use crate::flow::{Ends, Half};
+use crate::flows::{End, Failed, Flows, Verdict};
 use crate::port::{Packet, Port};
 use crate::router::Refusal;
 use crate::switch::{Groups, Limits};
@@ -23,7 +24,11 @@ pub struct Member {
     limits: Limits,
     groups: Mutex<Groups>,
     features: AtomicU64,
-    charged: Charged,
+    /// What waits for siblings because of this guest, in bytes.
+    charged: Arc<AtomicUsize>,
+    /// Connections that this guest has opened.
+    opened: Arc<AtomicUsize>,
+    is_service: bool,
     counters: Counters,
     flows: Mutex<Flows>,
 }
@@ -58,9 +63,19 @@ impl Member {
             limits,
             groups: Mutex::new(groups),
             features: AtomicU64::new((Features::STREAM | Features::SEQPACKET).bits()),
-            charged: Charged::default(),
+            charged: Arc::default(),
+            opened: Arc::default(),
+            is_service: false,
             counters: Counters::default(),
             flows: Mutex::default(),
+        }
+    }
+
+    /// A member that is no guest: groups do not concern it.
+    pub(crate) fn service(cid: Cid, port: Arc<dyn Port>, limits: Limits) -> Self {
+        Self {
+            is_service: true,
+            ..Self::new(cid, Groups::new(), port, limits)
         }
     }
 
@@ -135,29 +150,38 @@ impl Member {
             // The guest asks again for what it has: it has lost it.
             peer.end(ends, Half::reset, now);
         }
-        let charged = Arc::clone(&target.charged);
-        let half = Half::asking(request, charged, now);
-        self.insert(back, half, target)?;
-        let charged = Arc::clone(&self.charged);
-        let half = Half::asked(request, charged);
-        let asked = if target.is_up() {
-            target.insert(ends, half, self)
-        } else {
-            Err(Refusal::NotUp)
-        };
+        let slot =
+            Slot::take(&self.opened, self.limits.connections).ok_or(Refusal::TooManyConnections)?;
+        let own = Arc::clone(&slot);
+        self.insert(back, target, |charge| {
+            Half::asking(request, charge, own, now)
+        })?;
+        let asked = target.insert(ends, self, |charge| Half::asked(request, charge, slot));
         if let Err(why) = asked {
             self.forget(back);
             return Err(why);
         }
+        // Looked at last: whoever goes down ends what it then finds, or is found down here.
+        if !target.is_up() {
+            self.forget(back);
+            target.forget(ends);
+            return Err(Refusal::NotUp);
+        }
         self.counters.opened.fetch_add(1, Ordering::Relaxed);
         target.flush(now);
-        target.wake_if_needed();
         Ok(())
     }
 
-    fn insert(&self, ends: Ends, half: Half, peer: &Arc<Self>) -> Result<(), Refusal> {
-        self.flows()
-            .insert(ends, half, Arc::clone(peer), self.limits.connections)
+    /// Adds a half that leads here from `sender`.
+    fn insert(
+        &self,
+        ends: Ends,
+        sender: &Arc<Self>,
+        half: impl FnOnce(Charge) -> Half,
+    ) -> Result<(), Refusal> {
+        let mut flows = self.flows();
+        let charge = flows.charge(sender.cid, &sender.charged);
+        flows.insert(ends, half(charge), Arc::clone(sender))
     }
 
     /// Removes a half that leads here, and returns the peer.
@@ -177,10 +201,9 @@ impl Member {
             let (some, others) = rest.split_at(run.len);
             match run.verdict {
                 Verdict::Forward(peer) => {
-                    for ends in peer.take(some, now) {
-                        self.count_violation();
-                        self.flows().end(ends.reversed(), Half::reset);
+                    for failed in peer.take(some, now) {
                         own = true;
+                        self.fail(&failed, now);
                     }
                 }
                 Verdict::Reset(peer) => {
@@ -204,6 +227,18 @@ impl Member {
         if own {
             self.flush(now);
         }
+    }
+
+    /// Ends a connection of which a packet of the guest's could not be taken.
+    fn fail(&self, failed: &Failed, now: Instant) {
+        let (ends, how): (_, End) = match failed {
+            Failed::Violated(ends) => {
+                self.count_violation();
+                (ends, Half::reset)
+            }
+            Failed::Gone(ends) => (ends, Half::abandon),
+        };
+        self.flows().end(ends.reversed(), how, now);
     }
 
     fn count_violation(&self) {
@@ -234,33 +269,38 @@ impl Member {
         }
     }
 
-    /// Takes a run of packets that lead here. Returns the halves that their sender has
-    /// violated; they have been reset at this end.
-    fn take(&self, packets: &[Packet<'_>], now: Instant) -> Vec<Ends> {
-        let mut violated = Vec::new();
+    /// Takes a run of packets that lead here. Returns what could not be taken.
+    fn take(&self, packets: &[Packet<'_>], now: Instant) -> Vec<Failed> {
+        let mut failed = Vec::new();
         let mut flows = self.flows();
         let limit = self.limits.backlog;
         let mut passed = false;
         self.port.pass(&mut |receiver| {
             passed = true;
             for packet in packets {
-                flows.take(packet, limit, Some(&mut *receiver), now, &mut violated);
+                flows.take(packet, limit, Some(&mut *receiver), now, &mut failed);
             }
             flows.flush(receiver, now);
         });
         if !passed {
             for packet in packets {
-                flows.take(packet, limit, None, now, &mut violated);
+                flows.take(packet, limit, None, now, &mut failed);
             }
         }
         drop(flows);
         self.wake_if_needed();
-        violated
+        failed
+    }
+
+    /// Takes a packet as if its sender had been held up on the way.
+    #[cfg(test)]
+    pub(crate) fn take_late(&self, packet: &Packet<'_>, now: Instant) {
+        self.take(std::slice::from_ref(packet), now);
     }
 
     /// Ends a half that leads here in some way, and delivers what that takes.
-    fn end(&self, ends: Ends, how: impl FnOnce(&mut Half), now: Instant) {
-        if self.flows().end(ends, how) {
+    fn end(&self, ends: Ends, how: End, now: Instant) {
+        if self.flows().end(ends, how, now) {
             self.flush(now);
         }
     }
@@ -275,6 +315,8 @@ impl Member {
         let mut done = false;
         self.port
             .pass(&mut |receiver| done = flows.flush(receiver, now));
+        drop(flows);
+        self.wake_if_needed();
         done
     }
 
@@ -295,7 +337,7 @@ impl Member {
         drop(flows);
         for (ends, peer) in &expired {
             self.counters.timeouts.fetch_add(1, Ordering::Relaxed);
-            peer.end(ends.reversed(), Half::reset, now);
+            peer.end(ends.reversed(), Half::abandon, now);
         }
         self.flush(now);
     }
@@ -329,7 +371,7 @@ impl Member {
         *lock(&self.groups) = groups;
         let peers = self.flows().peers();
         for (ends, peer) in peers {
-            if !self.shares_group(&peer) {
+            if !peer.is_service && !self.shares_group(&peer) {
                 self.end(ends, Half::reset, now);
                 peer.end(ends.reversed(), Half::reset, now);
             }

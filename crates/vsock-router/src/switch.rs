@@ -17,10 +17,10 @@ pub type Groups = BTreeSet<String>;
 /// What one guest may have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Connections with siblings at once.
+    /// Connections with siblings that it has opened itself.
     pub connections: usize,
-    /// Bytes that wait for siblings because of this guest. A connection that would make
-    /// it more is reset.
+    /// Bytes that wait for siblings because of this guest. What waits at one sibling may
+    /// be half of it at most; a connection that would make it more is reset.
     pub backlog: usize,
 }
 
@@ -86,7 +86,7 @@ impl Switch {
     /// A member that no guest finds by itself: a service of the VMM's own, which a router
     /// sends connections to. They are addressed to `cid`, the host's for example.
     pub fn service(&self, cid: Cid, port: Arc<dyn Port>) -> Arc<Member> {
-        Arc::new(Member::new(cid, Groups::new(), port, self.limits))
+        Arc::new(Member::service(cid, port, self.limits))
     }
 
     /// Removes a guest; its connections end at their other ends.

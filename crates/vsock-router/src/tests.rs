@@ -511,7 +511,7 @@ fn what_a_guest_finished_before_it_left_is_still_delivered() {
 #[test]
 fn a_sender_with_too_much_waiting_loses_that_connection_only() {
     let house = House::with_limits(Limits {
-        backlog: 40_000,
+        backlog: 80_000,
         ..Limits::default()
     });
     let (one, two) = (house.guest(3, &["a"]), house.guest(5, &["a"]));
@@ -764,4 +764,83 @@ fn a_cid_is_one_guests() {
         .switch
         .join(one.cid, Groups::new(), Arc::<TestPort>::clone(&one.port));
     assert_eq!(again.unwrap_err().0, one.cid);
+}
+
+#[test]
+fn payload_before_a_close_outlives_the_wait_for_its_answer() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, _) = house.connect(&one, &other);
+    other.port.queue.lock().unwrap().buffers = 0;
+    one.send(there, b"goodbye");
+    let flags = ShutdownFlags::all().bits();
+    one.send(
+        Header {
+            op: Op::Shutdown,
+            flags,
+            ..there
+        },
+        &[],
+    );
+    let due = one.member.next_timeout().unwrap();
+    one.member.handle_timeouts(due);
+    assert_eq!(one.ops(), [Op::Rst]);
+    other.post(10);
+    assert_eq!(other.bytes(), b"goodbye");
+}
+
+#[test]
+fn a_closed_connection_that_nobody_reads_is_given_up_in_the_end() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, _) = house.connect(&one, &other);
+    other.port.queue.lock().unwrap().buffers = 0;
+    one.send(there, b"goodbye");
+    one.send(
+        Header {
+            op: Op::Rst,
+            ..there
+        },
+        &[],
+    );
+    assert!(one.member.charged() > 0);
+    let due = other.member.next_timeout().unwrap();
+    other.member.handle_timeouts(due);
+    assert_eq!(one.member.charged(), 0);
+    assert_eq!(other.member.next_timeout(), None);
+    other.post(10);
+    assert_eq!(other.ops(), [Op::Rst]);
+}
+
+#[test]
+fn a_guest_pays_for_the_connections_it_opens_and_not_for_those_it_is_asked_for() {
+    let house = House::with_limits(Limits {
+        connections: 2,
+        ..Limits::default()
+    });
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let request =
+        |from: &Guest, to: &Guest, port| Header::new(Op::Request, from.addr(port), to.addr(2));
+    for port in 10..12 {
+        assert_eq!(house.request(&one, &request(&one, &other, port)), Ok(()));
+    }
+    let third = house.request(&one, &request(&one, &other, 12));
+    assert_eq!(third, Err(Refusal::TooManyConnections));
+    assert_eq!(house.request(&other, &request(&other, &one, 10)), Ok(()));
+}
+
+#[test]
+fn a_packet_left_over_from_before_reaches_no_guest_that_asks_anew() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    house
+        .request(&one, &Header::new(Op::Request, one.addr(1), other.addr(2)))
+        .unwrap();
+    let late = Header {
+        len: 1,
+        ..Header::new(Op::Rw, other.addr(2), one.addr(1))
+    };
+    one.member
+        .take_late(&Packet::new(late, Payload::from_bytes(b"x")), house.now);
+    assert_eq!(one.ops(), []);
 }

@@ -35,8 +35,10 @@ impl Window {
     pub(crate) fn update(&mut self, header: &Header) {
         self.buf_alloc = header.buf_alloc.min(MAX_WINDOW);
         let granted = Wrapping(header.fwd_cnt) + Wrapping(self.buf_alloc);
+        // Who claims to have read what was never sent gets no more than a window for it.
+        let ahead = (granted - self.tx_cnt).0.min(MAX_WINDOW);
         if (granted - self.granted).0 < 1 << 31 {
-            self.granted = granted;
+            self.granted = self.tx_cnt + Wrapping(ahead);
         }
         self.fwd_cnt = Wrapping(header.fwd_cnt);
         if self.unread.forwarded(header.fwd_cnt) {
@@ -148,6 +150,14 @@ mod tests {
     fn a_larger_window_than_is_bounded_counts_as_the_largest() {
         let mut window = Window::default();
         update(&mut window, u32::MAX, 0);
+        assert!(window.sent(MAX_WINDOW));
+        assert!(!window.sent(1));
+    }
+
+    #[test]
+    fn a_forged_count_grants_no_more_than_the_largest_window() {
+        let mut window = Window::default();
+        update(&mut window, 1 << 20, 1 << 30);
         assert!(window.sent(MAX_WINDOW));
         assert!(!window.sent(1));
     }

@@ -42,6 +42,11 @@ impl<'q, 'm> RingPass<'q, 'm> {
         self.left == 0
     }
 
+    /// Takes no more in this pass.
+    pub(crate) fn exhaust(&mut self) {
+        self.left = 0;
+    }
+
     /// Takes the next chain the driver has made available. A driver that moved its index
     /// further than its ring is long has broken the ring: nothing more comes of it.
     pub(crate) fn next_chain(&mut self) -> Option<DescriptorChain<&'m Memory>> {

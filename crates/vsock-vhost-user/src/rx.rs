@@ -21,47 +21,87 @@ use crate::memory::{Memory, Piece, SharedMemory, Vring};
 use crate::poller::Waker;
 use crate::ring::RingPass;
 
+/// Buffers of no use to a packet that one pass puts up with. Each costs whoever makes the
+/// pass, perhaps a sibling, so more of them are left to the guest's own worker.
+const USELESS_PER_PASS: usize = 4;
+
 /// The receiving side of one guest.
 pub(crate) struct RxPort {
-    ring: Mutex<Option<(Vring, SharedMemory)>>,
+    state: Mutex<State>,
     waker: Waker,
+}
+
+#[derive(Default)]
+struct State {
+    ring: Option<(Vring, SharedMemory)>,
+    /// The guest's worker has seen the ring where it was started. Until then nobody
+    /// touches it: it may be that of a new driver, which the worker is to find out.
+    open: bool,
+    /// Buffers ran out and the driver was asked to kick. It stays asked until it has:
+    /// without EVENT_IDX it may just be about to look whether it should.
+    starved: bool,
 }
 
 impl RxPort {
     /// The port of a guest whose worker is woken by `waker`.
     pub(crate) fn new(waker: Waker) -> Self {
         Self {
-            ring: Mutex::new(None),
+            state: Mutex::default(),
             waker,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<(Vring, SharedMemory)>> {
-        lock(&self.ring)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
     /// A frontend has connected: this is the RX ring.
     pub(crate) fn attach(&self, ring: Vring, memory: SharedMemory) {
-        *self.lock() = Some((ring, memory));
+        self.lock().ring = Some((ring, memory));
     }
 
     /// The frontend is gone.
     pub(crate) fn detach(&self) {
-        *self.lock() = None;
+        *self.lock() = State::default();
+    }
+
+    /// The ring may be used from now on.
+    pub(crate) fn open(&self) {
+        self.lock().open = true;
+    }
+
+    /// The ring was stopped: nobody uses it until it is [opened](Self::open) again.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        (state.open, state.starved) = (false, false);
+    }
+
+    /// The driver has kicked.
+    pub(crate) fn kicked(&self) {
+        self.lock().starved = false;
     }
 
     /// One pass over the RX ring. `None` when the guest does not receive now, else what
     /// `fill` returns.
     pub(crate) fn with<R>(&self, fill: impl FnOnce(&mut RxPass<'_, '_>) -> R) -> Option<R> {
-        let state = self.lock();
-        let (ring, memory) = state.as_ref()?;
+        let mut state = self.lock();
+        let State {
+            ring: Some((ring, memory)),
+            open: true,
+            starved,
+        } = &mut *state
+        else {
+            return None;
+        };
         let mut ring = ring.get_mut();
         if !ring.is_enabled() {
             return None;
         }
         let memory = memory.memory();
-        let mut pass = RxPass::begin(RingPass::begin(ring.get_queue_mut(), &memory)?, &memory);
+        let begun = RingPass::begin(ring.get_queue_mut(), &memory)?;
+        let mut pass = RxPass::begin(begun, &memory, *starved);
         let result = fill(&mut pass);
+        *starved = pass.starved;
         if pass.ring.is_exhausted() {
             self.waker.wake();
         }
@@ -75,10 +115,12 @@ impl RxPort {
 
 impl Port for RxPort {
     fn is_up(&self) -> bool {
-        self.lock().as_ref().is_some_and(|(ring, _)| {
-            let ring = ring.get_ref();
-            ring.get_queue().ready() && ring.is_enabled()
-        })
+        let state = self.lock();
+        state.open
+            && state.ring.as_ref().is_some_and(|(ring, _)| {
+                let ring = ring.get_ref();
+                ring.get_queue().ready() && ring.is_enabled()
+            })
     }
 
     fn pass(&self, fill: &mut dyn FnMut(&mut dyn Receiver)) {
@@ -139,16 +181,24 @@ pub(crate) struct RxPass<'q, 'm> {
     /// Buffers taken and not yet returned, and the pieces of their payload.
     taken: Vec<(u16, RxBuffer<'m, Memory>)>,
     pieces: Vec<Piece<'m>>,
+    /// Buffers met that no packet, or no payload, fits into.
+    useless: usize,
+    /// See [`State::starved`].
+    starved: bool,
 }
 
 impl<'q, 'm> RxPass<'q, 'm> {
-    fn begin(mut ring: RingPass<'q, 'm>, mem: &'m Memory) -> Self {
-        ring.disable_kicks();
+    fn begin(mut ring: RingPass<'q, 'm>, mem: &'m Memory, starved: bool) -> Self {
+        if !starved {
+            ring.disable_kicks();
+        }
         Self {
             ring,
             mem,
             taken: Vec::new(),
             pieces: Vec::new(),
+            useless: 0,
+            starved,
         }
     }
 
@@ -184,7 +234,10 @@ impl<'q, 'm> RxPass<'q, 'm> {
         }
         match (self.taken.len(), room) {
             (0, _) => Room::None,
-            (_, 0) => Room::Header,
+            (_, 0) => {
+                self.count_useless();
+                Room::Header
+            }
             _ => Room::Payload(room),
         }
     }
@@ -252,6 +305,7 @@ impl<'q, 'm> RxPass<'q, 'm> {
                     self.pieces.truncate(pieces);
                     debug!(head, "an RX buffer too small for a packet");
                     give_back(&mut self.ring, head, 0);
+                    self.count_useless();
                 }
                 // Buffers are put back from the end only: look at this one again, first.
                 _ => {
@@ -263,13 +317,24 @@ impl<'q, 'm> RxPass<'q, 'm> {
         }
     }
 
+    fn count_useless(&mut self) {
+        self.useless += 1;
+        if self.useless == USELESS_PER_PASS {
+            self.ring.exhaust();
+        }
+    }
+
     /// The next buffer. When they have run out, a kick tells of new ones.
     fn next_chain(&mut self) -> Option<DescriptorChain<&'m Memory>> {
         let chain = self.ring.next_chain();
-        if chain.is_some() || self.ring.is_exhausted() || !self.ring.enable_kicks() {
+        if chain.is_some() || self.ring.is_exhausted() {
             return chain;
         }
-        self.ring.next_chain()
+        self.starved = true;
+        if self.ring.enable_kicks() {
+            return self.ring.next_chain();
+        }
+        None
     }
 }
 

@@ -200,6 +200,9 @@ impl Worker {
         if let (Some(rings), Some(stopped)) = (&session.rings, session.stopped.get_mut(index)) {
             *stopped = rings.get(index).map(Position::of);
         }
+        if index == RX {
+            self.port.close();
+        }
     }
 
     /// The TX ring and the memory it lies in.
@@ -213,6 +216,17 @@ impl Worker {
         self.attach(rings);
         if self.has_restarted() {
             self.reset();
+        }
+        // A stopped ring that has not started again is looked at when it has.
+        if self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.stopped[RX].is_none())
+        {
+            self.port.open();
+        }
+        if cause == Cause::Rx {
+            self.port.kicked();
         }
         if cause == Cause::Tx
             && let Some(session) = &mut self.session
