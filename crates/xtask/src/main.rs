@@ -1,6 +1,7 @@
 //! The project's tasks, run as `cargo xtask`.
 //!
 //! ```text
+//!   bench ───▶ daemon, and the program side-by-side
 //!   demo ──┐                     ┌─▶ equipment ─▶ kernel, kernel_tests, initramfs, accel ─▶ apt, cpio
 //!   test ──┼─▶ lab (talk) ───────┼─▶ daemon
 //!    suite ┘                     ├─▶ guest ─▶ qemu ─▶ qmp
@@ -11,6 +12,7 @@
 
 mod accel;
 mod apt;
+mod bench;
 mod cpio;
 mod daemon;
 mod demo;
@@ -49,6 +51,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Measures the daemon beside the incumbent and the limits of the machine.
+    Bench {
+        /// Options of the program that measures; `--help` among them lists them.
+        #[arg(last = true, value_name = "OPTION")]
+        options: Vec<String>,
+    },
     /// Boots two guests and shows how they talk to their host and to each other.
     Demo {
         /// Leaves guests and daemon running, with commands to play with them.
@@ -95,6 +103,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<()> {
     process::clean_up_on_signals()?;
     match task {
+        Task::Bench { options } => bench::run_all(&options),
         Task::Demo { keep, kernel } => demo::run(kernel, keep),
         Task::Test {
             skip_guests,

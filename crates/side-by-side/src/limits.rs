@@ -1,0 +1,152 @@
+//! What the machine itself can do, in the same units as the scenarios.
+
+use std::hint::black_box;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::role::Count;
+use crate::statistics::median;
+
+/// A limit of the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Limit {
+    /// Copying 64 KiB blocks within the caches.
+    CopyInCache,
+    /// Copying 1 GiB through memory.
+    CopyInMemory,
+    /// An AF_UNIX stream between two threads with writes of so many bytes.
+    UnixStream(usize),
+    /// One byte to another thread and back, over AF_UNIX.
+    UnixPingPong,
+    /// The same over two eventfds.
+    EventfdPingPong,
+}
+
+impl Limit {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::CopyInCache,
+        Self::CopyInMemory,
+        Self::UnixStream(64 << 10),
+        Self::UnixStream(4 << 10),
+        Self::UnixStream(64),
+        Self::UnixPingPong,
+        Self::EventfdPingPong,
+    ];
+
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::CopyInCache => "memcpy, 64 KiB blocks in cache".into(),
+            Self::CopyInMemory => "memcpy, 1 GiB through memory".into(),
+            Self::UnixStream(len) => format!("AF_UNIX stream, writes of {len} bytes"),
+            Self::UnixPingPong => "ping-pong over AF_UNIX".into(),
+            Self::EventfdPingPong => "ping-pong over eventfds".into(),
+        }
+    }
+
+    /// Bytes per second, or seconds of a round trip.
+    pub(crate) fn measure(self, time: Duration) -> Result<f64> {
+        match self {
+            Self::CopyInCache => Ok(copy(64 << 10, time)),
+            Self::CopyInMemory => Ok(copy(1 << 30, Duration::ZERO)),
+            Self::UnixStream(len) => unix_stream(len, time),
+            Self::UnixPingPong => unix_ping_pong(time),
+            Self::EventfdPingPong => eventfd_ping_pong(time),
+        }
+    }
+}
+
+fn copy(len: usize, time: Duration) -> f64 {
+    let source = vec![1_u8; len];
+    let mut target = vec![2_u8; len];
+    let start = Instant::now();
+    let mut copied = 0_usize;
+    loop {
+        target.copy_from_slice(black_box(&source));
+        black_box(&mut target);
+        copied += len;
+        let elapsed = start.elapsed();
+        if elapsed >= time {
+            return copied as f64 / elapsed.as_secs_f64();
+        }
+    }
+}
+
+fn unix_stream(len: usize, time: Duration) -> Result<f64> {
+    let (mut writer, mut reader) = UnixStream::pair().context("socketpair")?;
+    let (count, stopped) = (Count::default(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let bytes = vec![0; len];
+            while writer.write_all(&bytes).is_ok() {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            drop(writer);
+        });
+        scope.spawn(|| {
+            let mut buffer = vec![0; 64 << 10];
+            while let Ok(read @ 1..) = reader.read(&mut buffer) {
+                count.add(read as u64);
+            }
+        });
+        sleep(Duration::from_millis(50));
+        let (start, before) = (Instant::now(), count.now());
+        sleep(time);
+        let rate = (count.now() - before) as f64 / start.elapsed().as_secs_f64();
+        stopped.store(true, Ordering::Relaxed);
+        Ok(rate)
+    })
+}
+
+/// The median time that `round_trip` takes.
+fn round_trips(time: Duration, mut round_trip: impl FnMut() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    let mut times = Vec::new();
+    while start.elapsed() < time {
+        let sent = Instant::now();
+        round_trip()?;
+        times.push(sent.elapsed().as_secs_f64());
+    }
+    Ok(median(&times).unwrap_or(0.0))
+}
+
+fn unix_ping_pong(time: Duration) -> Result<f64> {
+    let (mut ours, mut theirs) = UnixStream::pair().context("socketpair")?;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut byte = [0];
+            while theirs.read_exact(&mut byte).is_ok() && theirs.write_all(&byte).is_ok() {}
+        });
+        let result = round_trips(time, || {
+            ours.write_all(&[1])?;
+            Ok(ours.read_exact(&mut [0])?)
+        });
+        drop(ours);
+        result
+    })
+}
+
+fn eventfd_ping_pong(time: Duration) -> Result<f64> {
+    /// The value that ends the other thread.
+    const END: u64 = 2;
+    let (ping, pong) = (EventFd::new(0)?, EventFd::new(0)?);
+    thread::scope(|scope| {
+        scope.spawn(
+            || while ping.read().is_ok_and(|value| value != END) && pong.write(1).is_ok() {},
+        );
+        let result = round_trips(time, || {
+            ping.write(1)?;
+            pong.read()?;
+            Ok(())
+        });
+        ping.write(END)?;
+        result
+    })
+}
