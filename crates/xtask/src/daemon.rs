@@ -127,6 +127,20 @@ impl Daemon {
         }
     }
 
+    /// The end of what the daemon has logged.
+    pub(crate) fn log_tail(&self) -> String {
+        const LINES: usize = 15;
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(LINES)..].join("\n");
+        format!("the end of the daemon's log:\n{tail}")
+    }
+
+    /// Where the daemon logs.
+    pub(crate) fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// How many descriptors the daemon has open.
     pub(crate) fn descriptors(&self) -> Result<usize> {
         self.process.descriptors()

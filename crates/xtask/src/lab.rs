@@ -150,19 +150,22 @@ impl Lab {
         talk.begin(&mut self.guest, &uds, port)
     }
 
-    /// Copies the logs to a directory that stays, and returns the end of the daemon's.
-    pub(crate) fn keep_logs(&self, directory: &Path) -> Result<String> {
-        const LINES: usize = 15;
+    /// The ends of what the daemon has logged and the guest's kernel has printed.
+    pub(crate) fn log_tails(&self) -> String {
+        let daemon = self.site.daemon.log_tail();
+        format!("{daemon}\n{}", self.guest.console_tail())
+    }
+
+    /// Copies the logs to a directory that stays.
+    pub(crate) fn keep_logs(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory).context("make a directory for logs")?;
-        let log = self.site.scratch.join(DAEMON_LOG);
         let guest = &self.site.machine.directory;
-        for file in [&log, &qemu::console(guest), &qemu::log(guest)] {
+        let (console, qemu) = (qemu::console(guest), qemu::log(guest));
+        for file in [self.site.daemon.log(), &console, &qemu] {
             let name = file.file_name().unwrap_or_default();
             fs::copy(file, directory.join(name))
                 .with_context(|| format!("keep {}", file.display()))?;
         }
-        let log = fs::read_to_string(log)?;
-        let lines: Vec<_> = log.lines().collect();
-        Ok(lines[lines.len().saturating_sub(LINES)..].join("\n"))
+        Ok(())
     }
 }

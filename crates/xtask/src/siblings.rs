@@ -204,30 +204,28 @@ impl Siblings {
         self.scratch.join(&format!("vm{cid}"))
     }
 
-    /// The ends of what the guests' kernels have printed.
-    pub(crate) fn console_tails(&self) -> String {
+    /// The ends of what the daemon has logged and the guests' kernels have printed.
+    pub(crate) fn log_tails(&self) -> String {
         let guests = self.guests.iter();
-        let tails = guests.map(|(cid, guest)| format!("guest {cid}: {}", guest.console_tail()));
-        tails.collect::<Vec<_>>().join("\n")
+        let consoles = guests.map(|(cid, guest)| format!("guest {cid}: {}", guest.console_tail()));
+        let consoles = consoles.collect::<Vec<_>>().join("\n");
+        format!("{}\n{consoles}", self.daemon.log_tail())
     }
 
-    /// Copies the logs to a directory that stays, and returns the end of the daemon's.
-    pub(crate) fn keep_logs(&self, directory: &Path) -> Result<String> {
-        const LINES: usize = 15;
+    /// Copies the logs to a directory that stays.
+    pub(crate) fn keep_logs(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory).context("make a directory for logs")?;
-        let copy = |from: &Path, name: &str| {
-            fs::copy(from, directory.join(name)).with_context(|| format!("keep {}", from.display()))
-        };
-        let log = self.scratch.join(DAEMON_LOG);
-        copy(&log, DAEMON_LOG)?;
+        let mut logs = vec![(self.daemon.log().to_owned(), DAEMON_LOG.to_owned())];
         for &cid in self.guests.keys() {
             let guest = self.directory(cid);
-            copy(&qemu::console(&guest), &format!("console-{cid}.log"))?;
-            copy(&qemu::log(&guest), &format!("qemu-{cid}.log"))?;
+            logs.push((qemu::console(&guest), format!("console-{cid}.log")));
+            logs.push((qemu::log(&guest), format!("qemu-{cid}.log")));
         }
-        let log = fs::read_to_string(log)?;
-        let lines: Vec<_> = log.lines().collect();
-        Ok(lines[lines.len().saturating_sub(LINES)..].join("\n"))
+        for (log, name) in logs {
+            fs::copy(&log, directory.join(name))
+                .with_context(|| format!("keep {}", log.display()))?;
+        }
+        Ok(())
     }
 }
 

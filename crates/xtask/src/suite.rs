@@ -35,8 +35,11 @@ trait Setting: Sized + 'static {
     /// Fails if the daemon or a guest has ended.
     fn check(&mut self) -> Result<()>;
 
-    /// Copies the logs to a directory that stays, and returns their ends.
-    fn keep_logs(&self, directory: &Path) -> Result<String>;
+    /// Copies the logs to a directory that stays.
+    fn keep_logs(&self, directory: &Path) -> Result<()>;
+
+    /// The ends of the logs.
+    fn log_tails(&self) -> String;
 }
 
 /// Something that must hold between a guest and its host, or between guests.
@@ -161,11 +164,9 @@ fn keep_logs<S: Setting>(name: &str, series: Series, setting: Option<&S>) {
     let directory = logs()
         .join(series.name())
         .join(name.chars().map(plain).collect::<String>());
+    detail(setting.log_tails());
     match setting.keep_logs(&directory) {
-        Ok(ends) => {
-            detail(ends);
-            detail(format!("all logs: {}", directory.display()));
-        }
+        Ok(()) => detail(format!("all logs: {}", directory.display())),
         Err(error) => detail(format!("the logs are lost: {error:#}")),
     }
 }
@@ -181,10 +182,12 @@ impl Setting for Lab {
         self.check()
     }
 
-    fn keep_logs(&self, directory: &Path) -> Result<String> {
-        let daemon = self.keep_logs(directory)?;
-        let console = self.guest.console_tail();
-        Ok(format!("the end of the daemon's log:\n{daemon}\n{console}"))
+    fn keep_logs(&self, directory: &Path) -> Result<()> {
+        self.keep_logs(directory)
+    }
+
+    fn log_tails(&self) -> String {
+        self.log_tails()
     }
 }
 

@@ -73,11 +73,11 @@ impl Setting for Siblings {
         self.check()
     }
 
-    fn keep_logs(&self, directory: &Path) -> Result<String> {
-        let daemon = self.keep_logs(directory)?;
-        let consoles = self.console_tails();
-        Ok(format!(
-            "the end of the daemon's log:\n{daemon}\n{consoles}"
-        ))
+    fn keep_logs(&self, directory: &Path) -> Result<()> {
+        self.keep_logs(directory)
+    }
+
+    fn log_tails(&self) -> String {
+        self.log_tails()
     }
 }
