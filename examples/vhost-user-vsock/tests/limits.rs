@@ -92,7 +92,10 @@ fn the_bounds_that_may_be_chosen() {
 #[test]
 fn the_bounds_between_siblings() {
     let limits = Limits::default();
-    says("connections, whoever", &number(limits.connections));
+    says(
+        "connections the guest has opened",
+        &number(limits.connections),
+    );
     says(
         "data that waits for siblings",
         &format!("{} MiB", limits.backlog / MIB),
@@ -104,6 +107,8 @@ fn the_bounds_between_siblings() {
     assert!(LIMITS.contains("1 to 64 KiB, one of a message its length, and each 64 bytes more"));
     assert_eq!(constant(ROUTER, "MAX_STRANGERS"), "1024");
     says("resets for packets", "1,024");
+    assert_eq!(constant(ROUTER, "LINGER"), "Duration::from_secs(60)");
+    says("data that was sent before a close", "60 s");
 }
 
 #[test]
@@ -191,7 +196,7 @@ fn worst_case(max_connections: usize, tx_buffer_size: usize) -> usize {
         backlog,
     } = Limits::default();
     max_connections * (tx_buffer_size * 65 / 64 + 128 * KIB + unread + KIB)
-        + connections * (unread + KIB)
+        + connections * 2 * (unread + KIB)
         + backlog
         + 4 * MIB
         + 128 * KIB
