@@ -65,8 +65,10 @@
 //!   [`Member::flush`], the connections that wait in turn. No call waits for a guest, and
 //!   nobody holds two guests' locks. What a sibling does not read slows down its own
 //!   connections only.
-//! * **Bounds.** A guest has at most [`Limits::connections`] connections; at most
-//!   [`Limits::backlog`] bytes, and one packet, wait because of it. Control packets are
+//! * **Bounds.** A guest opens at most [`Limits::connections`] connections; at most
+//!   [`Limits::backlog`] bytes, and one packet, wait because of it, and at one receiver no
+//!   more than is left of that. What was sent before a close waits 60 s for a receiver that
+//!   takes nothing. Control packets are
 //!   flags of a connection, one of a kind; 1024 RSTs for packets of no connection wait, and
 //!   further ones are dropped. Of each connection up to 4096 unread packets are remembered,
 //!   in 4 bytes each.
