@@ -6,10 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::role::Count;
+
+/// A guest answers within this time.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a server does with each connection.
 #[derive(Clone, Copy, Debug)]
@@ -78,21 +82,35 @@ fn serve(mut stream: UnixStream, service: Service, count: &Count) {
     }
 }
 
-/// Connects to a guest's port and writes `len` bytes at a time until the daemon ends.
+/// Connects to a guest's port and writes `len` bytes at a time until the daemon ends. A
+/// guest that is not ready yet is asked again.
 pub(crate) fn send(uds: &Path, port: u32, len: usize) -> Result<JoinHandle<()>> {
-    let mut stream = UnixStream::connect(uds).context("connect to the guest")?;
-    writeln!(stream, "CONNECT {port}").context("ask for the guest's port")?;
-    let mut answer = Vec::new();
-    while answer.last() != Some(&b'\n') {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).context("be answered OK")?;
-        answer.extend(byte);
-    }
-    ensure!(answer.starts_with(b"OK "), "the daemon answered {answer:?}");
+    let start = Instant::now();
+    let mut stream = loop {
+        match connect(uds, port) {
+            Err(_) if start.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(5)),
+            result => break result.context("connect to the guest")?,
+        }
+    };
     let bytes = vec![0; len];
     Ok(thread::spawn(
         move || {
             while stream.write_all(&bytes).is_ok() {}
         },
     ))
+}
+
+fn connect(uds: &Path, port: u32) -> Result<UnixStream> {
+    let mut stream = UnixStream::connect(uds)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    // In one piece: not every device puts it together.
+    stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+    let mut answer = Vec::new();
+    while answer.last() != Some(&b'\n') {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        answer.extend(byte);
+    }
+    ensure!(answer.starts_with(b"OK "), "the daemon answered {answer:?}");
+    Ok(stream)
 }

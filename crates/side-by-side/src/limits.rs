@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::noise::{Noise, Watch};
 use crate::role::Count;
 use crate::statistics::median;
 
@@ -49,8 +50,14 @@ impl Limit {
         }
     }
 
-    /// Bytes per second, or seconds of a round trip.
-    pub(crate) fn measure(self, time: Duration) -> Result<f64> {
+    /// Bytes per second, or seconds of a round trip; and what else the machine did.
+    pub(crate) fn measure_watched(self, time: Duration) -> Result<(f64, Noise)> {
+        let watch = Watch::start()?;
+        let value = self.measure(time)?;
+        Ok((value, watch.stop(Duration::ZERO)?))
+    }
+
+    fn measure(self, time: Duration) -> Result<f64> {
         match self {
             Self::CopyInCache => Ok(copy(64 << 10, time)),
             Self::CopyInMemory => Ok(copy(1 << 30, Duration::ZERO)),

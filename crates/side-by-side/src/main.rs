@@ -2,12 +2,12 @@
 //! in one run: `cargo xtask bench` starts it.
 //!
 //! ```text
-//!  limits ────────────────────────────────────────────────┐
-//!                                                         ▼
-//!  scenario ─▶ series ─▶ sample ─┬─▶ daemon            statistics ─▶ table
-//!                noise ◀─┘       ├─▶ host, the host's applications
-//!                                └─▶ role, an application in a guest
-//!                                      └─▶ guest, stream ─▶ driver ─▶ ring, shared
+//!              ┌─▶ noise
+//!  outcome ─▶ series ─▶ limits
+//!   │          └──────▶ sample ─┬─▶ daemon
+//!   ├─▶ table                   ├─▶ host, the host's applications
+//!   └─▶ report, plot            └─▶ role, an application in a guest
+//!                                     └─▶ guest, stream ─▶ driver ─▶ ring, shared
 //! ```
 //!
 //! Both daemons take turns in each scenario, in several rounds. Each sample has a daemon
@@ -21,6 +21,9 @@ mod guest;
 mod host;
 mod limits;
 mod noise;
+mod outcome;
+mod plot;
+mod report;
 mod ring;
 mod role;
 mod sample;
@@ -39,10 +42,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::limits::Limit;
+use crate::outcome::{Outcome, Row};
 use crate::scenario::Scenario;
 use crate::series::Series;
-use crate::statistics::median;
-use crate::table::Row;
 
 /// Measures a vsock device side by side with another.
 #[derive(Debug, Parser)]
@@ -62,66 +64,72 @@ struct Arguments {
     /// Only the scenarios whose name contains this.
     #[arg(long, default_value = "", hide_default_value = true)]
     filter: String,
-}
-
-/// What was measured.
-#[derive(Debug)]
-pub(crate) struct Outcome {
-    limits: Vec<(Limit, Vec<f64>)>,
-    results: Vec<Row>,
-}
-
-impl Outcome {
-    /// The sum of these limits; `None` of no limits.
-    pub(crate) fn limit(&self, limits: &[Limit]) -> Option<f64> {
-        let value = |wanted: &Limit| {
-            let (_, values) = self.limits.iter().find(|(limit, _)| limit == wanted)?;
-            median(values)
-        };
-        limits
-            .iter()
-            .map(value)
-            .reduce(|sum, next| Some(sum? + next?))?
-    }
+    /// Where to write a report, as HTML.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let outcome = measure(&arguments)?;
-    println!("\n{}", table::render(&outcome));
+    let tables = [table::limits(&outcome), table::scenarios(&outcome)];
+    for table in &tables {
+        println!("\n{}", table::render(table));
+    }
+    if let Some(path) = &arguments.report {
+        report::write(path, &outcome, &tables)?;
+        println!("\nThe report is {}", path.display());
+    }
     Ok(())
 }
 
 fn measure(arguments: &Arguments) -> Result<Outcome> {
     let time = Duration::from_millis(arguments.sample);
+    let row = |scenario| Row {
+        scenario,
+        ours: Series::default(),
+        incumbent: Series::default(),
+    };
     let mut outcome = Outcome {
-        limits: Limit::ALL.map(|limit| (limit, Vec::new())).into(),
-        results: Scenario::all()
+        limits: Limit::ALL.map(|limit| (limit, Series::default())).into(),
+        rows: Scenario::all()
             .into_iter()
             .filter(|scenario| scenario.name.contains(&arguments.filter))
-            .map(|scenario| (scenario, <[Series; 2]>::default()))
+            .map(row)
             .collect(),
     };
     for round in 1..=arguments.rounds {
-        progress(&format!("round {round} of {}", arguments.rounds))?;
-        for (limit, values) in &mut outcome.limits {
-            let measured = limit.measure(time);
-            values.push(measured.with_context(|| format!("measure {}", limit.name()))?);
+        progress(&format!("round {round} of {} ", arguments.rounds))?;
+        for (limit, series) in &mut outcome.limits {
+            let measured = series.add(|| limit.measure_watched(time));
+            measured.with_context(|| format!("measure {}", limit.name()))?;
         }
-        for (scenario, [ours, incumbent]) in &mut outcome.results {
+        for row in &mut outcome.rows {
             progress(".")?;
-            let of = |daemon| format!("measure {daemon}: {}", scenario.name);
-            let traffic = scenario.traffic;
-            let taken = ours.add(&arguments.ours, traffic, time);
-            taken.with_context(|| of("our daemon"))?;
-            if let Some(program) = &arguments.incumbent {
-                let taken = incumbent.add(program, traffic, time);
-                taken.with_context(|| of("the incumbent"))?;
-            }
+            take_turns(arguments, row, time)?;
         }
         println!();
     }
     Ok(outcome)
+}
+
+fn take_turns(arguments: &Arguments, row: &mut Row, time: Duration) -> Result<()> {
+    let Row {
+        scenario,
+        ours,
+        incumbent,
+    } = row;
+    let daemons = [
+        (ours, Some(&arguments.ours)),
+        (incumbent, arguments.incumbent.as_ref()),
+    ];
+    for (series, program) in daemons {
+        if let Some(program) = program {
+            let taken = series.add(|| sample::take(program, scenario.traffic, time));
+            taken.with_context(|| format!("measure {}: {}", program.display(), scenario.name))?;
+        }
+    }
+    Ok(())
 }
 
 fn progress(text: &str) -> Result<()> {

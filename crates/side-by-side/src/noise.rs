@@ -12,6 +12,38 @@ const TICK: Duration = Duration::from_millis(10);
 /// in ticks, so less could not be told from rounding.
 const TOLERATED: f64 = 0.15;
 
+/// A disturbed measurement is taken this often at most; then the least disturbed counts.
+const ATTEMPTS: usize = 3;
+
+/// What was measured while little else happened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Undisturbed<T> {
+    pub(crate) value: T,
+    pub(crate) noise: Noise,
+    /// How many disturbed measurements it took before.
+    pub(crate) repeated: usize,
+}
+
+/// Measures until it is not disturbed, within reason.
+pub(crate) fn undisturbed<T>(
+    mut measure: impl FnMut() -> Result<(T, Noise)>,
+) -> Result<Undisturbed<T>> {
+    let (mut value, mut noise) = measure()?;
+    let mut repeated = 0;
+    while noise.disturbs() && repeated + 1 < ATTEMPTS {
+        let again = measure()?;
+        repeated += 1;
+        if again.1.0 < noise.0 {
+            (value, noise) = again;
+        }
+    }
+    Ok(Undisturbed {
+        value,
+        noise,
+        repeated,
+    })
+}
+
 /// The time of one core, in parts of the sample's time, that others had.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Noise(f64);
@@ -20,11 +52,6 @@ impl Noise {
     /// Whether a sample with this noise is to be repeated.
     pub(crate) fn disturbs(self) -> bool {
         self.0 > TOLERATED
-    }
-
-    /// In parts of one core.
-    pub(crate) fn cores(self) -> f64 {
-        self.0
     }
 }
 
@@ -79,6 +106,19 @@ fn ourselves() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_least_disturbed_measurement_counts() {
+        let mut noises = [0.9, 0.5, 0.7, 0.0].into_iter().zip(1..);
+        let mut measure = || {
+            let (noise, value) = noises.next().expect("asked too often");
+            Ok((value, Noise(noise)))
+        };
+        let measured = undisturbed(&mut measure).unwrap();
+        assert_eq!((measured.value, measured.repeated), (2, 2));
+        assert!(measured.noise.disturbs());
+        assert_eq!(undisturbed(&mut measure).unwrap().value, 4);
+    }
 
     #[test]
     fn idle_and_waiting_time_disturb_nobody() {

@@ -76,19 +76,17 @@ pub(crate) struct Sample {
     pub(crate) value: f64,
     /// Daemon CPU in seconds per byte, connection or round trip.
     pub(crate) cpu: f64,
-    /// What else the machine did.
-    pub(crate) noise: Noise,
 }
 
 /// Watches `traffic` through `program` for `time`.
-pub(crate) fn take(program: &Path, traffic: Traffic, time: Duration) -> Result<Sample> {
+pub(crate) fn take(program: &Path, traffic: Traffic, time: Duration) -> Result<(Sample, Noise)> {
     let mut stage = Stage::set(program, traffic)?;
     if !stage.comes_to_life() {
-        return Ok(Sample {
+        let nothing = Sample {
             value: 0.0,
             cpu: 0.0,
-            noise: Noise::default(),
-        });
+        };
+        return Ok((nothing, Noise::default()));
     }
     sleep(WARM_UP);
     let watch = Watch::start()?;
@@ -104,11 +102,8 @@ pub(crate) fn take(program: &Path, traffic: Traffic, time: Duration) -> Result<S
         Some(nanoseconds) => nanoseconds / 1e9,
         None => count as f64 / elapsed,
     };
-    Ok(Sample {
-        value,
-        cpu: cpu.as_secs_f64() / count.max(1) as f64,
-        noise,
-    })
+    let cpu = cpu.as_secs_f64() / count.max(1) as f64;
+    Ok((Sample { value, cpu }, noise))
 }
 
 type GuestThread = JoinHandle<Result<Vec<u64>>>;

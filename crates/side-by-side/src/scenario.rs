@@ -145,12 +145,15 @@ impl Scenario {
 }
 
 impl Target {
-    /// Whether it is met, given the ratios to the limit and to the incumbent.
-    pub(crate) fn is_met(self, to_limit: Option<f64>, to_incumbent: Option<f64>) -> Option<bool> {
+    /// Which part of it is reached, one or more when it is met, given the ratios to the
+    /// limit and to the incumbent.
+    pub(crate) fn reached(self, to_limit: Option<f64>, to_incumbent: Option<f64>) -> Option<f64> {
         match self {
-            Self::AtLeast(least) => to_limit.map(|ratio| ratio >= least),
-            Self::AtMost(most) => to_limit.map(|ratio| ratio <= most),
-            Self::Incumbent(least) => to_incumbent.map(|ratio| ratio >= least),
+            Self::AtLeast(least) => to_limit.map(|ratio| ratio / least),
+            Self::AtMost(most) => to_limit
+                .filter(|&ratio| ratio > 0.0)
+                .map(|ratio| most / ratio),
+            Self::Incumbent(least) => to_incumbent.map(|ratio| ratio / least),
         }
     }
 }
@@ -170,10 +173,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_without_its_ratio_is_neither_met_nor_missed() {
-        assert_eq!(Target::AtLeast(0.5).is_met(Some(0.5), None), Some(true));
-        assert_eq!(Target::AtMost(1.5).is_met(Some(1.6), None), Some(false));
-        assert_eq!(Target::Incumbent(5.0).is_met(Some(9.0), None), None);
-        assert_eq!(Target::Incumbent(5.0).is_met(None, Some(5.0)), Some(true));
+    fn a_target_is_met_when_all_of_it_is_reached() {
+        assert_eq!(Target::AtLeast(0.5).reached(Some(0.25), None), Some(0.5));
+        assert_eq!(Target::AtMost(1.5).reached(Some(3.0), None), Some(0.5));
+        assert_eq!(Target::Incumbent(5.0).reached(None, Some(10.0)), Some(2.0));
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_target_without_its_ratio() {
+        assert_eq!(Target::Incumbent(5.0).reached(Some(9.0), None), None);
+        assert_eq!(Target::AtMost(1.5).reached(Some(0.0), None), None);
     }
 }

@@ -1,63 +1,51 @@
-//! The samples of one thing, and how they are taken.
-
-use std::path::Path;
-use std::time::Duration;
+//! What was measured of one thing, a round each.
 
 use anyhow::Result;
 
-use crate::sample::{self, Sample, Traffic};
+use crate::noise::{Noise, undisturbed};
 use crate::statistics::{median, spread};
 
-/// A disturbed sample is taken this often at most; then the least disturbed one counts.
-const ATTEMPTS: usize = 3;
-
-/// Samples of one daemon in one scenario, a round each.
-#[derive(Default, Debug)]
-pub(crate) struct Series {
-    samples: Vec<Sample>,
-    /// How many samples were disturbed and taken again.
+/// Samples of one thing.
+#[derive(Debug)]
+pub(crate) struct Series<T> {
+    samples: Vec<T>,
+    /// How many disturbed measurements were taken again.
     pub(crate) repeated: usize,
+    /// How many samples are disturbed nevertheless.
+    pub(crate) disturbed: usize,
 }
 
-impl Series {
-    /// Takes the sample of one round.
-    pub(crate) fn add(&mut self, program: &Path, traffic: Traffic, time: Duration) -> Result<()> {
-        let mut best = sample::take(program, traffic, time)?;
-        for _ in 1..ATTEMPTS {
-            if !best.noise.disturbs() {
-                break;
-            }
-            self.repeated += 1;
-            let again = sample::take(program, traffic, time)?;
-            if again.noise.cores() < best.noise.cores() {
-                best = again;
-            }
+impl<T> Default for Series<T> {
+    fn default() -> Self {
+        Self {
+            samples: Vec::new(),
+            repeated: 0,
+            disturbed: 0,
         }
-        self.samples.push(best);
+    }
+}
+
+impl<T> Series<T> {
+    /// Takes the sample of one round.
+    pub(crate) fn add(&mut self, measure: impl FnMut() -> Result<(T, Noise)>) -> Result<()> {
+        let measured = undisturbed(measure)?;
+        self.samples.push(measured.value);
+        self.repeated += measured.repeated;
+        self.disturbed += usize::from(measured.noise.disturbs());
         Ok(())
     }
 
-    /// How many of the samples that count are disturbed nevertheless.
-    pub(crate) fn disturbed(&self) -> usize {
-        let disturbed = |sample: &&Sample| sample.noise.disturbs();
-        self.samples.iter().filter(disturbed).count()
+    /// The median of what `number` takes of each sample.
+    pub(crate) fn median(&self, number: impl Fn(&T) -> f64) -> Option<f64> {
+        median(&self.numbers(number))
     }
 
-    pub(crate) fn median(&self) -> Option<f64> {
-        median(&self.values())
+    /// Its spread.
+    pub(crate) fn spread(&self, number: impl Fn(&T) -> f64) -> Option<f64> {
+        spread(&self.numbers(number))
     }
 
-    pub(crate) fn spread(&self) -> Option<f64> {
-        spread(&self.values())
-    }
-
-    /// Median of daemon CPU: seconds per byte, connection or round trip.
-    pub(crate) fn cpu(&self) -> Option<f64> {
-        let cpu: Vec<_> = self.samples.iter().map(|sample| sample.cpu).collect();
-        median(&cpu)
-    }
-
-    fn values(&self) -> Vec<f64> {
-        self.samples.iter().map(|sample| sample.value).collect()
+    fn numbers(&self, number: impl Fn(&T) -> f64) -> Vec<f64> {
+        self.samples.iter().map(number).collect()
     }
 }

@@ -1,27 +1,33 @@
-//! The result as a table for the terminal.
+//! The result as tables: cells of text, and their lines for the terminal.
 
-use crate::Outcome;
 use crate::limits::Limit;
-use crate::scenario::{Scenario, Unit};
-use crate::series::Series;
-use crate::statistics::{median, spread};
+use crate::outcome::{Outcome, Row};
+use crate::scenario::Unit;
 
-/// The table of limits, then the table of scenarios.
-pub(crate) fn render(outcome: &Outcome) -> String {
-    let mut lines = vec![format!("{:<34} {:>12} {:>8}", "limit", "median", "spread")];
-    for (limit, values) in &outcome.limits {
+/// A table: the first line is its head.
+pub(crate) type Table = Vec<Vec<String>>;
+
+/// The limits of the machine.
+pub(crate) fn limits(outcome: &Outcome) -> Table {
+    let head = ["limit", "median", "spread", "noisy"].map(str::to_owned);
+    let rows = outcome.limits.iter().map(|(limit, series)| {
         let unit = match limit {
             Limit::UnixPingPong | Limit::EventfdPingPong => Unit::Seconds,
             _ => Unit::Bytes,
         };
-        let (name, median) = (limit.name(), amount(median(values), unit));
-        lines.push(format!(
-            "{name:<34} {median:>12} {:>8}",
-            percent(spread(values))
-        ));
-    }
-    lines.push(format!(
-        "\n{:<30} {:>12} {:>7} {:>12} {:>7} {:>8} {:>16} {:>4} {:>9} {:>12} {:>12} {:>9}",
+        vec![
+            limit.name(),
+            amount(series.median(|&value| value), unit),
+            percent(series.spread(|&value| value)),
+            noisy(series.disturbed, series.repeated),
+        ]
+    });
+    std::iter::once(head.into()).chain(rows).collect()
+}
+
+/// Both daemons in all scenarios.
+pub(crate) fn scenarios(outcome: &Outcome) -> Table {
+    let head = [
         "scenario",
         "ours",
         "spread",
@@ -30,53 +36,70 @@ pub(crate) fn render(outcome: &Outcome) -> String {
         "x limit",
         "target",
         "met",
-        "x incumb.",
+        "x incumbent",
         "CPU ours",
-        "CPU incumb.",
-        "noisy"
-    ));
-    lines.extend(outcome.results.iter().map(|result| row(outcome, result)));
-    lines.join("\n")
+        "CPU incumbent",
+        "noisy",
+    ];
+    let rows = outcome.rows.iter().map(|row| cells(outcome, row));
+    let head = head.map(str::to_owned).into();
+    std::iter::once(head).chain(rows).collect()
 }
 
-/// A scenario and the series of both daemons.
-pub(crate) type Row = (Scenario, [Series; 2]);
-
-fn row(outcome: &Outcome, (scenario, [ours, incumbent]): &Row) -> String {
-    let unit = scenario.unit();
-    let to_limit = ratio(ours.median(), outcome.limit(&scenario.limits));
-    let to_incumbent = ratio(ours.median(), incumbent.median());
-    let met = match scenario.target.is_met(to_limit, to_incumbent) {
-        Some(true) => "yes",
-        Some(false) => "NO",
+fn cells(outcome: &Outcome, row: &Row) -> Vec<String> {
+    let unit = row.scenario.unit();
+    let ratios = outcome.ratios(row);
+    let met = match ratios.reached {
+        Some(1.0..) => "yes",
+        Some(_) => "NO",
         None => "-",
     };
-    let noisy = format!(
-        "{}+{}r",
-        ours.disturbed() + incumbent.disturbed(),
-        ours.repeated + incumbent.repeated
-    );
-    format!(
-        "{:<30} {:>12} {:>7} {:>12} {:>7} {:>8} {:>16} {:>4} {:>9} {:>12} {:>12} {:>9}",
-        scenario.name,
-        amount(ours.median(), unit),
-        percent(ours.spread()),
-        amount(incumbent.median(), unit),
-        percent(incumbent.spread()),
-        number(to_limit),
+    let Row {
+        scenario,
+        ours,
+        incumbent,
+    } = row;
+    vec![
+        scenario.name.clone(),
+        amount(ours.median(|sample| sample.value), unit),
+        percent(ours.spread(|sample| sample.value)),
+        amount(incumbent.median(|sample| sample.value), unit),
+        percent(incumbent.spread(|sample| sample.value)),
+        number(ratios.to_limit),
         scenario.target.to_string(),
-        met,
-        number(to_incumbent),
-        cpu(ours.cpu(), unit),
-        cpu(incumbent.cpu(), unit),
-        noisy,
-    )
+        met.to_owned(),
+        number(ratios.to_incumbent),
+        cpu(ours.median(|sample| sample.cpu), unit),
+        cpu(incumbent.median(|sample| sample.cpu), unit),
+        noisy(
+            ours.disturbed + incumbent.disturbed,
+            ours.repeated + incumbent.repeated,
+        ),
+    ]
 }
 
-/// `None` where there is nothing to divide by.
-pub(crate) fn ratio(value: Option<f64>, by: Option<f64>) -> Option<f64> {
-    let by = by.filter(|&by| by > 0.0)?;
-    value.map(|value| value / by)
+/// The table's lines, in columns: the first to the left, the others to the right.
+pub(crate) fn render(table: &Table) -> String {
+    let columns = table.iter().map(Vec::len).max().unwrap_or(0);
+    let widest = |column| {
+        let cells = table.iter().filter_map(|row| row.get(column));
+        cells.map(String::len).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(widest).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells = cells.map(|(column, (cell, &width))| match column {
+            0 => format!("{cell:<width$}"),
+            _ => format!("  {cell:>width$}"),
+        });
+        cells.collect::<String>()
+    };
+    table.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Samples that are disturbed nevertheless, and those taken again.
+fn noisy(disturbed: usize, repeated: usize) -> String {
+    format!("{disturbed} ({repeated} again)")
 }
 
 fn number(value: Option<f64>) -> String {
@@ -113,17 +136,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_divided_by_a_daemon_that_hangs() {
-        assert_eq!(ratio(Some(1.0), Some(0.0)), None);
-        assert_eq!(ratio(Some(1.0), None), None);
-        assert_eq!(ratio(Some(1.0), Some(4.0)), Some(0.25));
-    }
-
-    #[test]
     fn amounts_have_the_units_of_the_targets() {
         assert_eq!(amount(Some(1_048_576.0), Unit::Bytes), "1.0 MiB/s");
         assert_eq!(amount(Some(12.5e-6), Unit::Seconds), "12.50 us");
         assert_eq!(cpu(Some(1e-9), Unit::Bytes), "1.074 s/GiB");
         assert_eq!(cpu(Some(3e-6), Unit::Connections), "3.0 us");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let row = |cells: [&str; 2]| cells.map(str::to_owned).into();
+        let table = vec![row(["a", "long"]), row(["bcd", "e"])];
+        assert_eq!(render(&table), "a    long\nbcd     e");
     }
 }
