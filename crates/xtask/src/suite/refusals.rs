@@ -71,32 +71,42 @@ fn full_backlog(lab: &mut Lab) -> Result<String> {
 pub(super) fn refused_at_once(guest: &mut Guest, cid: u32, port: u32) -> Result<String> {
     const ECONNRESET: i32 = rustix::io::Errno::CONNRESET.raw_os_error();
     let endpoint = Endpoint::Connect { cid, port };
-    let reports = guest.converse(endpoint, 1, Vec::new())?.reports()?;
-    match &reports[0].failure {
-        Some(Failure {
-            errno: Some(ECONNRESET),
-            after_ms,
-            ..
-        }) => at_once(*after_ms),
-        Some(failure) => bail!("not refused, but: {failure:?}"),
-        None => bail!("the connection was not refused"),
-    }
+    at_once(|| {
+        let reports = guest.converse(endpoint, 1, Vec::new())?.reports()?;
+        match &reports[0].failure {
+            Some(Failure {
+                errno: Some(ECONNRESET),
+                after_ms,
+                ..
+            }) => Ok(*after_ms),
+            Some(failure) => bail!("not refused, but: {failure:?}"),
+            None => bail!("the connection was not refused"),
+        }
+    })
 }
 
 fn no_listener_in_guest(lab: &mut Lab) -> Result<String> {
     let port = lab.port();
-    let start = Instant::now();
-    let refused = hybrid::dial(lab.uds(), port)
-        .context("await the refusal")?
-        .is_none();
-    ensure!(refused, "the connection was not refused");
-    at_once(milliseconds(start.elapsed()))
+    at_once(|| {
+        let start = Instant::now();
+        let refused = hybrid::dial(lab.uds(), port)
+            .context("await the refusal")?
+            .is_none();
+        ensure!(refused, "the connection was not refused");
+        Ok(milliseconds(start.elapsed()))
+    })
 }
 
-fn at_once(ms: f64) -> Result<String> {
-    ensure!(
-        ms < milliseconds(AT_ONCE),
-        "it took {ms:.1} ms, more than {AT_ONCE:?}"
-    );
-    Ok(format!("{ms:.1} ms"))
+/// Expects a refusal that takes so many milliseconds to be quick. A host that is busy with
+/// other things may delay any of them, but a device that waits for something delays all.
+fn at_once(mut refusal: impl FnMut() -> Result<f64>) -> Result<String> {
+    const TRIES: usize = 5;
+    let mut quickest = f64::INFINITY;
+    for _ in 0..TRIES {
+        quickest = quickest.min(refusal()?);
+        if quickest < milliseconds(AT_ONCE) {
+            return Ok(format!("{quickest:.1} ms"));
+        }
+    }
+    bail!("the quickest of {TRIES} took {quickest:.1} ms, more than {AT_ONCE:?}");
 }
