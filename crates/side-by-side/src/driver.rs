@@ -184,22 +184,22 @@ impl Driver {
         }
     }
 
-    /// The next packet from the device, whose payload is not looked at. One that claims
-    /// more than its buffer holds is dropped.
-    pub(crate) fn receive(&mut self) -> Result<Option<Header>> {
+    /// The next packet from the device, whose payload is not looked at. Like Linux, it
+    /// drops one that claims more than its buffer holds, or makes no sense.
+    pub(crate) fn receive(&mut self) -> Option<Header> {
         loop {
             if self.rx_free.len() > usize::from(SIZE / 2) {
                 self.post_rx_buffers();
             }
             let Some((head, written)) = self.rx.pop() else {
-                return Ok(None);
+                return None;
             };
             self.rx_free.push(head);
             let header = self.rx_buffers.read(RX_BUFFER * usize::from(head));
-            let header = Header::parse(&RawHeader::from_bytes(header))?;
-            let room = RX_BUFFER.min(written as usize) - HEADER_LEN;
-            if header.len as usize <= room {
-                return Ok(Some(header));
+            let room = RX_BUFFER.min(written as usize).saturating_sub(HEADER_LEN);
+            match Header::parse(&RawHeader::from_bytes(header)) {
+                Ok(header) if header.len as usize <= room => return Some(header),
+                _ => (),
             }
         }
     }

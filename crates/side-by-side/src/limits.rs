@@ -9,16 +9,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use vmm_sys_util::eventfd::EventFd;
+use vsock_packet::HEADER_LEN;
 
+use crate::driver::{MAX_PAYLOAD, RX_BUFFER};
 use crate::noise::{Noise, Watch};
+use crate::ring::SIZE;
 use crate::role::Count;
 use crate::statistics::median;
+use crate::stream::BUF_ALLOC;
 
 /// A limit of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Limit {
     /// Copying 64 KiB blocks within the caches.
     CopyInCache,
+    /// Copying 64 KiB blocks of a window into the RX buffers of a ring, one after the other:
+    /// what a packet between siblings takes at least.
+    CopyToBuffers,
     /// Copying 1 GiB through memory.
     CopyInMemory,
     /// An AF_UNIX stream between two threads with writes of so many bytes.
@@ -30,8 +37,9 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::CopyInCache,
+        Self::CopyToBuffers,
         Self::CopyInMemory,
         Self::UnixStream(64 << 10),
         Self::UnixStream(4 << 10),
@@ -43,6 +51,7 @@ impl Limit {
     pub(crate) fn name(self) -> String {
         match self {
             Self::CopyInCache => "memcpy, 64 KiB blocks in cache".into(),
+            Self::CopyToBuffers => "memcpy, 64 KiB blocks to RX buffers".into(),
             Self::CopyInMemory => "memcpy, 1 GiB through memory".into(),
             Self::UnixStream(len) => format!("AF_UNIX stream, writes of {len} bytes"),
             Self::UnixPingPong => "ping-pong over AF_UNIX".into(),
@@ -60,6 +69,7 @@ impl Limit {
     fn measure(self, time: Duration) -> Result<f64> {
         match self {
             Self::CopyInCache => Ok(copy(64 << 10, time)),
+            Self::CopyToBuffers => Ok(copy_to_buffers(time)),
             Self::CopyInMemory => Ok(copy(1 << 30, Duration::ZERO)),
             Self::UnixStream(len) => unix_stream(len, time),
             Self::UnixPingPong => unix_ping_pong(time),
@@ -77,6 +87,27 @@ fn copy(len: usize, time: Duration) -> f64 {
         target.copy_from_slice(black_box(&source));
         black_box(&mut target);
         copied += len;
+        let elapsed = start.elapsed();
+        if elapsed >= time {
+            return copied as f64 / elapsed.as_secs_f64();
+        }
+    }
+}
+
+fn copy_to_buffers(time: Duration) -> f64 {
+    let blocks = vec![1_u8; BUF_ALLOC as usize];
+    let mut buffers = vec![2_u8; RX_BUFFER * usize::from(SIZE)];
+    let start = Instant::now();
+    let (mut next, mut copied) = (0, 0_usize);
+    loop {
+        for block in blocks.chunks(MAX_PAYLOAD) {
+            for piece in black_box(block).chunks(RX_BUFFER - HEADER_LEN) {
+                buffers[next..next + piece.len()].copy_from_slice(piece);
+                next = (next + RX_BUFFER) % buffers.len();
+            }
+            black_box(&mut buffers);
+            copied += block.len();
+        }
         let elapsed = start.elapsed();
         if elapsed >= time {
             return copied as f64 / elapsed.as_secs_f64();

@@ -90,13 +90,16 @@ fn measure(arguments: &Arguments) -> Result<Outcome> {
         ours: Series::default(),
         incumbent: Series::default(),
     };
+    let chosen = |scenario: &Scenario| scenario.name.contains(&arguments.filter);
+    let scenarios: Vec<_> = Scenario::all().into_iter().filter(chosen).collect();
+    let of_use = |limit: &Limit| {
+        let uses = |scenario: &Scenario| scenario.limits.contains(limit);
+        arguments.filter.is_empty() || scenarios.iter().any(uses)
+    };
+    let limits = Limit::ALL.into_iter().filter(of_use);
     let mut outcome = Outcome {
-        limits: Limit::ALL.map(|limit| (limit, Series::default())).into(),
-        rows: Scenario::all()
-            .into_iter()
-            .filter(|scenario| scenario.name.contains(&arguments.filter))
-            .map(row)
-            .collect(),
+        limits: limits.map(|limit| (limit, Series::default())).collect(),
+        rows: scenarios.into_iter().map(row).collect(),
     };
     for round in 1..=arguments.rounds {
         progress(&format!("round {round} of {} ", arguments.rounds))?;

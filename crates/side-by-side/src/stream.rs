@@ -3,7 +3,7 @@
 use vsock_packet::{Header, Op, VsockAddr};
 
 /// The receive buffer of each stream, in bytes.
-const BUF_ALLOC: u32 = 256 << 10;
+pub(crate) const BUF_ALLOC: u32 = 256 << 10;
 /// The peer is told of free space when it knows of less than this.
 const UPDATE_BELOW: u32 = 64 << 10;
 
