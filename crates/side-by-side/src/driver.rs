@@ -191,9 +191,7 @@ impl Driver {
             if self.rx_free.len() > usize::from(SIZE / 2) {
                 self.post_rx_buffers();
             }
-            let Some((head, written)) = self.rx.pop() else {
-                return None;
-            };
+            let (head, written) = self.rx.pop()?;
             self.rx_free.push(head);
             let header = self.rx_buffers.read(RX_BUFFER * usize::from(head));
             let room = RX_BUFFER.min(written as usize).saturating_sub(HEADER_LEN);
