@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use vsock_packet::Cid;
 
+use crate::stopping;
+
 /// The daemon opens its sockets within this time.
 const START_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -62,9 +64,10 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let child = command
-            .spawn()
-            .with_context(|| format!("start {}", program.display()))?;
+        let child = stopping::start(directory, || {
+            let started = command.spawn();
+            started.with_context(|| format!("start {}", program.display()))
+        })?;
         let mut daemon = Self { child, vms };
         daemon.wait_for_sockets()?;
         Ok(daemon)
@@ -103,9 +106,7 @@ impl Daemon {
 impl Daemon {
     /// Ends it at once.
     pub(crate) fn end(&mut self) {
-        // An error means that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        stopping::end(&mut self.child);
     }
 }
 

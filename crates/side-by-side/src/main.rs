@@ -31,6 +31,7 @@ mod scenario;
 mod series;
 mod shared;
 mod statistics;
+mod stopping;
 mod stream;
 mod table;
 
@@ -71,6 +72,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    stopping::clean_up_on_signals()?;
     let outcome = measure(&arguments)?;
     let tables = [table::limits(&outcome), table::scenarios(&outcome)];
     for table in &tables {
