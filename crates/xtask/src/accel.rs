@@ -62,6 +62,6 @@ fn probe(kernel: &Path, initramfs: &Path) -> Result<Accel> {
         cable: None,
         directory: scratch.path().to_owned(),
     };
-    let booted = Guest::boot(machine, DEADLINE).is_ok();
+    let booted = Guest::boot(&machine, DEADLINE).is_ok();
     Ok(if booted { Accel::Kvm } else { Accel::Tcg })
 }

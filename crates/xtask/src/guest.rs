@@ -15,10 +15,15 @@ use guest_agent::protocol::{
 };
 use guest_agent::script::{PATIENCE, Report, Step};
 
+use crate::progress;
 use crate::qemu::{self, Machine, Qemu};
 
 /// A guest has booted within this time, or something is wrong.
 pub(crate) const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+/// How often a guest is booted whose kernel panics at once.
+const BOOTS: u32 = 3;
+/// What a kernel says that has panicked.
+const PANIC: &str = "Kernel panic - not syncing";
 /// How long an order may take altogether; each of its steps has a shorter deadline.
 pub(crate) const ORDER_DEADLINE: Duration = Duration::from_secs(180);
 
@@ -42,28 +47,50 @@ pub(crate) struct Guest {
 type Waiting = Arc<Mutex<HashMap<u64, Sender<Event>>>>;
 
 impl Guest {
-    /// Boots a machine and waits until it takes orders.
-    pub(crate) fn boot(machine: Machine, deadline: Duration) -> Result<Self> {
-        let (qemu, control) = Qemu::start(&machine)?;
+    /// Boots a machine and waits until it takes orders. A kernel that panics before it
+    /// has started a process is booted again, which is said: without KVM, on a busy
+    /// machine, that happens now and then, and none of ours has run by then.
+    pub(crate) fn boot(machine: &Machine, deadline: Duration) -> Result<Self> {
+        for boot in 1.. {
+            let mut guest = Self::start(machine)?;
+            match guest.await_ready(deadline) {
+                Err(error) if boot < BOOTS && guest.has_panicked_early() => {
+                    progress::say(format!("the guest is booted again: {error:#}"));
+                }
+                result => return result.map(|()| guest),
+            }
+        }
+        unreachable!("the last boot returns");
+    }
+
+    /// Starts a machine, whose guest is not ready yet.
+    fn start(machine: &Machine) -> Result<Self> {
+        // What another boot has printed is not this one's.
+        let _ = fs::remove_file(qemu::console(&machine.directory));
+        let (qemu, control) = Qemu::start(machine)?;
         let waiting = Waiting::default();
         let (tell_ready, ready) = channel();
         lock(&waiting).insert(UNASKED, tell_ready);
         let reader = BufReader::new(control.try_clone().context("share the control port")?);
         let dispatch_to = Arc::clone(&waiting);
         thread::spawn(move || dispatch(reader, &dispatch_to));
-        let kernel = String::new();
-        let mut guest = Self {
+        Ok(Self {
             qemu,
-            kernel,
-            machine,
+            kernel: String::new(),
+            machine: machine.clone(),
             boot_messages: 0,
             control,
             waiting,
             ready,
             last_id: UNASKED,
-        };
-        guest.await_ready(deadline)?;
-        Ok(guest)
+        })
+    }
+
+    /// Whether the kernel has panicked before it started a process.
+    fn has_panicked_early(&self) -> bool {
+        let console = self.console();
+        let console = String::from_utf8_lossy(&console);
+        console.contains(PANIC) && !console.contains("Run /init")
     }
 
     /// Waits until the guest has booted, for the first time or again.
@@ -79,6 +106,10 @@ impl Guest {
                 }
                 Ok(_) => {}
                 Err(_) => self.qemu.check()?,
+            }
+            let since = self.boot_messages.min(self.console().len());
+            if String::from_utf8_lossy(&self.console()[since..]).contains(PANIC) {
+                bail!("the guest's kernel has panicked; {}", self.console_tail());
             }
             if start.elapsed() > deadline {
                 bail!(

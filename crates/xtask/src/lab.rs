@@ -70,7 +70,7 @@ impl Site {
 
     /// Boots a guest, the first one or the next.
     pub(crate) fn boot(self) -> Result<Lab> {
-        let guest = Guest::boot(self.machine.clone(), BOOT_DEADLINE)?;
+        let guest = Guest::boot(&self.machine, BOOT_DEADLINE)?;
         let idle_descriptors = self.daemon.descriptors()?;
         Ok(Lab {
             guest,

@@ -103,7 +103,7 @@ impl Siblings {
         let machines = cids.iter().map(|&cid| self.machine(cid));
         let machines = machines.collect::<Result<Vec<_>>>()?;
         let booted = thread::scope(|scope| {
-            let boot = |machine| scope.spawn(|| Guest::boot(machine, BOOT_DEADLINE));
+            let boot = |machine: Machine| scope.spawn(move || Guest::boot(&machine, BOOT_DEADLINE));
             let booting: Vec<_> = machines.into_iter().map(boot).collect();
             let booted = booting.into_iter().map(|guest| {
                 let guest = guest.join();
