@@ -363,7 +363,7 @@ impl Half {
         limit: usize,
         receiver: &mut dyn Receiver,
         now: Instant,
-    ) -> Result<Delivered, Violation> {
+    ) -> Result<(), Violation> {
         if self.takes(packet) {
             let clear = self.put_control(Pending::AHEAD, receiver, now)
                 && self.put_backlog(receiver) == Put::All;
@@ -373,7 +373,8 @@ impl Half {
                 self.keep(&packet, limit)?;
             }
         }
-        Ok(self.flush(receiver, now))
+        self.flush(receiver, now);
+        Ok(())
     }
 
     /// Keeps the payload of a packet until there is room for it.

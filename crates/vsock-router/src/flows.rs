@@ -247,7 +247,7 @@ impl Flows {
             .accept(&packet.header, now)
             .and_then(|()| match receiver {
                 Some(receiver) if first => half.deliver(packet, limit, receiver, now),
-                _ => half.keep(packet, limit).map(|()| Delivered::NoBuffer),
+                _ => half.keep(packet, limit),
             });
         if taken.is_err() {
             half.reset(now);

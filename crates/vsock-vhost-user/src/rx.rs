@@ -65,20 +65,17 @@ impl RxPort {
         *self.lock() = State::default();
     }
 
-    /// The ring may be used from now on.
-    pub(crate) fn open(&self) {
-        self.lock().open = true;
+    /// The ring may be used from now on; its driver may have `kicked`.
+    pub(crate) fn open(&self, kicked: bool) {
+        let mut state = self.lock();
+        state.open = true;
+        state.starved &= !kicked;
     }
 
     /// The ring was stopped: nobody uses it until it is [opened](Self::open) again.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         (state.open, state.starved) = (false, false);
-    }
-
-    /// The driver has kicked.
-    pub(crate) fn kicked(&self) {
-        self.lock().starved = false;
     }
 
     /// One pass over the RX ring. `None` when the guest does not receive now, else what

@@ -218,15 +218,9 @@ impl Worker {
             self.reset();
         }
         // A stopped ring that has not started again is looked at when it has.
-        if self
-            .session
-            .as_ref()
-            .is_some_and(|session| session.stopped[RX].is_none())
-        {
-            self.port.open();
-        }
-        if cause == Cause::Rx {
-            self.port.kicked();
+        let is_seen = |session: &Session| session.stopped[RX].is_none();
+        if self.session.as_ref().is_some_and(is_seen) {
+            self.port.open(cause == Cause::Rx);
         }
         if cause == Cause::Tx
             && let Some(session) = &mut self.session
@@ -313,13 +307,13 @@ impl Worker {
 
     /// Takes what the guest sent, if it did. `true` when there is more.
     fn drain_pending_tx(&mut self) -> bool {
-        let pending = |worker: &mut Self, value| {
-            let session = worker.session.as_mut();
-            session.is_some_and(|session| std::mem::replace(&mut session.tx_is_pending, value))
-        };
-        let more = pending(self, false) && self.drain_tx();
-        if more {
-            pending(self, true);
+        let pending = self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.tx_is_pending);
+        let more = pending && self.drain_tx();
+        if let Some(session) = &mut self.session {
+            session.tx_is_pending = more;
         }
         more
     }
@@ -330,9 +324,8 @@ impl Worker {
         let more = self.door.accept(&self.poller, now, &mut self.callers);
         let mut callers = std::mem::take(&mut self.callers);
         for Caller { port, socket } in callers.drain(..) {
-            let refused = !self.port.is_up()
-                || self.connections.is_full()
-                || !self.connections.request(port, socket, &self.poller);
+            let refused =
+                !self.port.is_up() || !self.connections.request(port, socket, &self.poller);
             if refused {
                 debug!(guest = %self.guest, %port, "a host application is refused");
                 self.counters.refused_clients.add(1);
