@@ -21,7 +21,8 @@ pub(crate) struct Flows {
     /// Those with something to deliver, by their turn.
     queue: BTreeMap<u64, Ends>,
     timers: BTreeSet<(Instant, Ends)>,
-    /// The time-out that the owner knows of.
+    /// When the owner comes by itself. A timer that is taken back leaves it as it is: telling
+    /// the owner of a later time costs more than an idle turn.
     noted: Option<Instant>,
     strangers: VecDeque<RawHeader>,
     /// The member has left its switch: nothing leads here any more.
@@ -137,9 +138,9 @@ impl Flows {
         self.timers.first().map(|(at, _)| *at)
     }
 
-    /// When the next timer fires, as its owner learns it.
+    /// When the owner is to come, as it learns it: by the time the next timer fires.
     pub(crate) fn next_timeout(&mut self) -> Option<Instant> {
-        self.noted = self.first_timeout();
+        self.noted = self.noted.into_iter().chain(self.first_timeout()).min();
         self.noted
     }
 
@@ -349,6 +350,7 @@ impl Flows {
     /// Does what is due. Returns the connections that have waited for an answer too long,
     /// reset at this end.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<(Ends, Arc<Member>)> {
+        self.noted = self.noted.filter(|at| *at > now);
         let mut expired = Vec::new();
         while let Some(&(at, ends)) = self.timers.first()
             && at <= now

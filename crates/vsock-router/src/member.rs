@@ -287,8 +287,7 @@ impl Member {
                 flows.take(packet, limit, None, now, &mut failed);
             }
         }
-        drop(flows);
-        self.wake_if_needed();
+        self.let_go(flows);
         failed
     }
 
@@ -308,16 +307,29 @@ impl Member {
     /// Delivers what waits for the guest: to be called when it has posted RX buffers.
     /// `false` when some of it still waits for one.
     pub fn flush(&self, now: Instant) -> bool {
-        let mut flows = self.flows();
+        self.flush_held(self.flows(), now)
+    }
+
+    fn flush_held(&self, mut flows: MutexGuard<'_, Flows>, now: Instant) -> bool {
         if !flows.is_waiting() {
             return true;
         }
         let mut done = false;
         self.port
             .pass(&mut |receiver| done = flows.flush(receiver, now));
-        drop(flows);
-        self.wake_if_needed();
+        self.let_go(flows);
         done
+    }
+
+    /// Unlocks after a pass, and only then tells whom it concerns: who wakes up finds
+    /// nothing locked.
+    fn let_go(&self, mut flows: MutexGuard<'_, Flows>) {
+        let news = flows.is_news_to_owner();
+        drop(flows);
+        self.port.notify();
+        if news {
+            self.port.wake();
+        }
     }
 
     /// Whether something waits for the guest's RX buffers.
@@ -325,27 +337,20 @@ impl Member {
         self.flows().is_waiting()
     }
 
-    /// When [`Self::handle_timeouts`] is due; [`Port::wake`] tells when that has changed.
+    /// When [`Self::handle_timeouts`] is due, at the latest; [`Port::wake`] tells when that
+    /// has become earlier. What it was due for may be gone by then.
     pub fn next_timeout(&self) -> Option<Instant> {
         self.flows().next_timeout()
     }
 
-    /// Does what is due by `now`.
+    /// Does what is due by `now`, and [delivers](Self::flush) what waits.
     pub fn handle_timeouts(&self, now: Instant) {
         let mut flows = self.flows();
         let expired = flows.expire(now);
-        drop(flows);
+        self.flush_held(flows, now);
         for (ends, peer) in &expired {
             self.counters.timeouts.fetch_add(1, Ordering::Relaxed);
             peer.end(ends.reversed(), Half::abandon, now);
-        }
-        self.flush(now);
-    }
-
-    fn wake_if_needed(&self) {
-        let news = self.flows().is_news_to_owner();
-        if news {
-            self.port.wake();
         }
     }
 

@@ -12,9 +12,13 @@ pub trait Port: Send + Sync {
     fn is_up(&self) -> bool;
 
     /// One pass over the RX queue: `fill` is called once with the queue at hand, and then
-    /// what it used is published and the guest notified, once. Where the driver is not
-    /// there, `fill` is not called.
+    /// what it used is published, once. Where the driver is not there, `fill` is not called.
     fn pass(&self, fill: &mut dyn FnMut(&mut dyn Receiver));
+
+    /// Notifies the guest of what was used since it was notified last, if it wants to be.
+    /// Called after a pass, with nothing locked that the guest's next packet needs: a port
+    /// may as well notify in the pass, but whom that wakes may then have to wait.
+    fn notify(&self) {}
 
     /// Has the port's owner look at [`Member::next_timeout`](crate::Member::next_timeout)
     /// again: another guest's packet has brought it forward.

@@ -2,10 +2,11 @@
 //!
 //! [`RxPort`] is the one thing of a guest's session that other threads get hold of, through
 //! the switch. Whoever has a packet for the guest locks it for one [pass](RxPort::with),
-//! takes buffers, fills them and lets go; used entries are published once and the guest is
-//! notified at most once a pass. The order of locks is member, port, ring; nobody holds
+//! takes buffers, fills them and lets go; used entries are published once a pass, and the
+//! guest is notified once, when nothing is locked that its answer needs. The order of locks is member, port, ring; nobody holds
 //! two ports.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use tracing::debug;
@@ -28,6 +29,8 @@ const USELESS_PER_PASS: usize = 4;
 /// The receiving side of one guest.
 pub(crate) struct RxPort {
     state: Mutex<State>,
+    /// The guest is to be notified.
+    owed: AtomicBool,
     waker: Waker,
 }
 
@@ -47,6 +50,7 @@ impl RxPort {
     pub(crate) fn new(waker: Waker) -> Self {
         Self {
             state: Mutex::default(),
+            owed: AtomicBool::new(false),
             waker,
         }
     }
@@ -78,8 +82,8 @@ impl RxPort {
         (state.open, state.starved) = (false, false);
     }
 
-    /// One pass over the RX ring. `None` when the guest does not receive now, else what
-    /// `fill` returns.
+    /// One pass over the RX ring, to be followed by [`Port::notify`]. `None` when the guest
+    /// does not receive now, else what `fill` returns.
     pub(crate) fn with<R>(&self, fill: impl FnOnce(&mut RxPass<'_, '_>) -> R) -> Option<R> {
         let mut state = self.lock();
         let State {
@@ -103,8 +107,7 @@ impl RxPort {
             self.waker.wake();
         }
         if pass.end() {
-            // Nobody listening to the call is the frontend's choice.
-            let _ = ring.signal_used_queue();
+            self.owed.store(true, Ordering::Relaxed);
         }
         Some(result)
     }
@@ -122,6 +125,15 @@ impl Port for RxPort {
 
     fn pass(&self, fill: &mut dyn FnMut(&mut dyn Receiver)) {
         self.with(|pass| fill(pass));
+    }
+
+    fn notify(&self) {
+        if self.owed.swap(false, Ordering::Relaxed)
+            && let Some((ring, _)) = &self.lock().ring
+        {
+            // Nobody listening to the call is the frontend's choice.
+            let _ = ring.signal_used_queue();
+        }
     }
 
     fn wake(&self) {

@@ -338,14 +338,16 @@ impl Worker {
     /// Puts into the RX ring what there is for the guest. `true` when there is more, and
     /// room for it.
     fn fill_rx(&mut self) -> bool {
-        self.member.flush(self.now);
         if !self.connections.has_ready() {
             return false;
         }
         let connections = &mut self.connections;
-        self.port
+        let more = self
+            .port
             .with(|rx| connections.fill(rx, FILLS_PER_TURN))
-            .unwrap_or(false)
+            .unwrap_or(false);
+        self.port.notify();
+        more
     }
 
     /// Logs a refusal, one for all that follow it closely.

@@ -475,6 +475,10 @@ impl World {
             assert_eq!(member.connections(), 0, "{cid}");
             assert_eq!(member.charged(), 0, "{cid}");
             assert!(!member.is_waiting(), "{cid}");
+            // What its device was last told to come for may be gone.
+            if let Some(last) = member.next_timeout() {
+                member.handle_timeouts(last);
+            }
             assert_eq!(member.next_timeout(), None, "{cid}");
         }
         let kept = self
