@@ -6,6 +6,7 @@
 //!   test ──┼─▶ lab (talk) ───────┼─▶ daemon
 //!    suite ┘                     ├─▶ guest ─▶ qemu ─▶ qmp
 //!                                └─▶ hybrid, the host's sockets
+//!   fuzz ───▶ the programs in `fuzz`
 //! ```
 
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
@@ -17,6 +18,7 @@ mod cpio;
 mod daemon;
 mod demo;
 mod equipment;
+mod fuzz;
 mod guest;
 mod hybrid;
 mod initramfs;
@@ -66,6 +68,18 @@ enum Task {
         #[arg(long, value_enum, default_value = "6.1")]
         kernel: Series,
     },
+    /// Looks for inputs that make something go wrong.
+    Fuzz {
+        /// The time for all targets together.
+        #[arg(long, default_value = "10")]
+        minutes: u64,
+        /// Takes one target only.
+        #[arg(long, value_name = "NAME")]
+        target: Option<String>,
+        /// Takes over what was found into fuzz/corpus, minimised.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Runs every check and test, with real guests at the end.
     Test {
         /// Leaves the real guests out.
@@ -105,6 +119,15 @@ fn perform(task: Task) -> Result<()> {
     match task {
         Task::Bench { options } => bench::run_all(&options),
         Task::Demo { keep, kernel } => demo::run(kernel, keep),
+        Task::Fuzz {
+            minutes,
+            target,
+            keep,
+        } => fuzz::run_all(&fuzz::Plan {
+            minutes,
+            target,
+            keep,
+        }),
         Task::Test {
             skip_guests,
             only_guests,

@@ -115,6 +115,12 @@ impl Running {
             .count())
     }
 
+    /// Waits for the process to end by itself.
+    pub(crate) fn finish(mut self, deadline: Duration) -> Result<ExitStatus> {
+        let what = format!("{} to end", self.name);
+        wait::until(&what, deadline, || self.ended())
+    }
+
     /// Asks the process to end, and waits for it.
     pub(crate) fn terminate(mut self, deadline: Duration) -> Result<ExitStatus> {
         kill_process(pid(&self.child), Signal::TERM)
