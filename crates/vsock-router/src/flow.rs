@@ -32,6 +32,7 @@ use vsock_packet::{Header, Op, ShutdownFlags, SocketType, VsockAddr};
 use crate::account::{Charge, Slot};
 use crate::backlog::Backlog;
 use crate::port::{Packet, Receiver};
+use crate::record::{ConnectionState, Record, SiblingConnection};
 use crate::window::{MAX_WINDOW, Window};
 
 /// How long an end may take over its answer to a REQUEST, or to a full SHUTDOWN. Guests
@@ -115,6 +116,14 @@ pub(crate) enum Violation {
     Backlog,
 }
 
+/// What both halves of a connection share.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    /// The opener's place for the connection.
+    pub(crate) slot: Arc<Slot>,
+    pub(crate) record: Arc<Record>,
+}
+
 /// How a delivery ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Delivered {
@@ -142,6 +151,7 @@ pub(crate) struct Half {
     charge: Charge,
     /// The opener's place for this connection.
     _slot: Arc<Slot>,
+    record: Arc<Record>,
     window: Window,
     /// Its turn among its member's halves with something to deliver.
     pub(crate) turn: Option<u64>,
@@ -151,23 +161,24 @@ pub(crate) struct Half {
 
 impl Half {
     /// The half that carries a REQUEST to its destination.
-    pub(crate) fn asked(request: &Header, charge: Charge, slot: Arc<Slot>) -> Self {
-        let mut half = Self::new(Ends::of(request), request, State::Asked, charge, slot);
+    pub(crate) fn asked(request: &Header, charge: Charge, claim: Claim) -> Self {
+        let mut half = Self::new(Ends::of(request), request, State::Asked, charge, claim);
         half.pending = Pending::REQUEST;
         half.take_credit(request);
         half
     }
 
     /// The half that will carry the answer to a REQUEST.
-    pub(crate) fn asking(request: &Header, charge: Charge, slot: Arc<Slot>, now: Instant) -> Self {
+    pub(crate) fn asking(request: &Header, charge: Charge, claim: Claim, now: Instant) -> Self {
         let ends = Ends::of(request).reversed();
-        let mut half = Self::new(ends, request, State::Asking, charge, slot);
+        let mut half = Self::new(ends, request, State::Asking, charge, claim);
         half.answer_deadline = Some(now + ANSWER_TIMEOUT);
         half.window.update(request);
         half
     }
 
-    fn new(ends: Ends, request: &Header, state: State, charge: Charge, slot: Arc<Slot>) -> Self {
+    fn new(ends: Ends, request: &Header, state: State, charge: Charge, claim: Claim) -> Self {
+        let Claim { slot, record } = claim;
         Self {
             ends,
             socket_type: request.socket_type,
@@ -180,6 +191,7 @@ impl Half {
             backlog: Backlog::default(),
             charge,
             _slot: slot,
+            record,
             window: Window::default(),
             turn: None,
             scheduled: None,
@@ -204,6 +216,7 @@ impl Half {
         }
         if header.op == Op::Response && self.state == State::Asked {
             self.open();
+            self.record.establish();
         }
         if header.op == Op::Shutdown {
             self.note_shutdown(header, now);
@@ -301,6 +314,42 @@ impl Half {
             self.close(now);
         } else {
             self.reset(now);
+        }
+    }
+
+    /// Where it leads, and where it comes from.
+    pub(crate) fn ends(&self) -> Ends {
+        self.ends
+    }
+
+    /// The connection.
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// What is known here of the connection: what was sent this way.
+    pub(crate) fn snapshot(&self) -> SiblingConnection {
+        let record = &self.record;
+        let sent_bytes = self.window.sent_bytes();
+        let is_outward = self.ends.from == record.from();
+        SiblingConnection {
+            id: record.id(),
+            from: record.from(),
+            to: record.to(),
+            socket_type: record.socket_type(),
+            state: self.connection_state(),
+            sent: if is_outward { sent_bytes } else { 0 },
+            received: if is_outward { 0 } else { sent_bytes },
+            since: record.since(),
+        }
+    }
+
+    /// How far this end has come.
+    fn connection_state(&self) -> ConnectionState {
+        match self.state {
+            State::Asked | State::Asking => ConnectionState::Requested,
+            State::Open => ConnectionState::Established,
+            State::Closing => ConnectionState::Closing,
         }
     }
 
@@ -514,6 +563,8 @@ impl Half {
 impl Drop for Half {
     fn drop(&mut self) {
         self.drop_backlog();
+        self.record
+            .count_by(self.ends.from, self.window.sent_bytes());
     }
 }
 

@@ -122,6 +122,16 @@ impl Flows {
         peers
     }
 
+    /// All halves.
+    pub(crate) fn halves(&self) -> impl Iterator<Item = (&Half, &Arc<Member>)> {
+        self.halves.values().map(|flow| (&flow.half, &flow.peer))
+    }
+
+    /// One half.
+    pub(crate) fn half(&self, ends: Ends) -> Option<&Half> {
+        self.halves.get(&ends).map(|flow| &flow.half)
+    }
+
     /// Keeps an answer to a packet of no connection, unless there are many.
     pub(crate) fn answer(&mut self, rst: RawHeader) {
         if self.strangers.len() < MAX_STRANGERS {

@@ -200,6 +200,7 @@ mod flows;
 mod host;
 mod member;
 mod port;
+mod record;
 mod router;
 mod switch;
 #[cfg(test)]
@@ -209,5 +210,8 @@ mod window;
 pub use host::HostSockets;
 pub use member::{Member, SiblingCounters};
 pub use port::{Packet, Port, Receiver};
+pub use record::{
+    ConnectionId, ConnectionKind, ConnectionState, Observer, Record, Recorder, SiblingConnection,
+};
 pub use router::{HostEndpoint, Refusal, Request, Route, Router, Routers};
 pub use switch::{Groups, JoinError, Limits, Siblings, Switch};

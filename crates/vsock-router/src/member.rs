@@ -8,9 +8,10 @@ use std::time::Instant;
 use vsock_packet::{Cid, Features, Header, RawHeader, SocketType, VsockAddr};
 
 use crate::account::{Charge, Slot};
-use crate::flow::{Ends, Half};
+use crate::flow::{Claim, Ends, Half};
 use crate::flows::{End, Failed, Flows, Verdict};
 use crate::port::{Packet, Port};
+use crate::record::{ConnectionId, ConnectionKind, Recorder, SiblingConnection};
 use crate::router::Refusal;
 use crate::switch::{Groups, Limits};
 
@@ -21,7 +22,8 @@ use crate::switch::{Groups, Limits};
 pub struct Member {
     cid: Cid,
     port: Arc<dyn Port>,
-    limits: Limits,
+    max_connections: AtomicUsize,
+    max_backlog: AtomicUsize,
     groups: Mutex<Groups>,
     features: AtomicU64,
     /// What waits for siblings because of this guest, in bytes.
@@ -29,6 +31,7 @@ pub struct Member {
     /// Connections that this guest has opened.
     opened: Arc<AtomicUsize>,
     is_service: bool,
+    recorder: Arc<Recorder>,
     counters: Counters,
     flows: Mutex<Flows>,
 }
@@ -56,26 +59,39 @@ struct Counters {
 }
 
 impl Member {
-    pub(crate) fn new(cid: Cid, groups: Groups, port: Arc<dyn Port>, limits: Limits) -> Self {
+    pub(crate) fn new(
+        cid: Cid,
+        groups: Groups,
+        port: Arc<dyn Port>,
+        limits: Limits,
+        recorder: Arc<Recorder>,
+    ) -> Self {
         Self {
             cid,
             port,
-            limits,
+            max_connections: AtomicUsize::new(limits.connections),
+            max_backlog: AtomicUsize::new(limits.backlog),
             groups: Mutex::new(groups),
             features: AtomicU64::new((Features::STREAM | Features::SEQPACKET).bits()),
             charged: Arc::default(),
             opened: Arc::default(),
             is_service: false,
+            recorder,
             counters: Counters::default(),
             flows: Mutex::default(),
         }
     }
 
     /// A member that is no guest: groups do not concern it.
-    pub(crate) fn service(cid: Cid, port: Arc<dyn Port>, limits: Limits) -> Self {
+    pub(crate) fn service(
+        cid: Cid,
+        port: Arc<dyn Port>,
+        limits: Limits,
+        recorder: Arc<Recorder>,
+    ) -> Self {
         Self {
             is_service: true,
-            ..Self::new(cid, Groups::new(), port, limits)
+            ..Self::new(cid, Groups::new(), port, limits, recorder)
         }
     }
 
@@ -92,6 +108,13 @@ impl Member {
             timeouts: self.counters.timeouts.load(Ordering::Relaxed),
             strangers: self.counters.strangers.load(Ordering::Relaxed),
         }
+    }
+
+    /// The guest may have this much from now on; what it has beyond that stays.
+    pub fn set_limits(&self, limits: Limits) {
+        self.max_connections
+            .store(limits.connections, Ordering::Relaxed);
+        self.max_backlog.store(limits.backlog, Ordering::Relaxed);
     }
 
     /// Connections with siblings there are, those included that are about to end.
@@ -128,12 +151,18 @@ impl Member {
         !own.is_disjoint(&lock(&other.groups))
     }
 
+    /// Whether the two may be connected: they share a group, or one is no guest.
+    fn may_reach(&self, other: &Self) -> bool {
+        self.is_service || other.is_service || self.shares_group(other)
+    }
+
     fn flows(&self) -> MutexGuard<'_, Flows> {
         lock(&self.flows)
     }
 
     /// Opens the connection that the guest asks for with `request`, to `target`, which a
-    /// router has chosen.
+    /// router has chosen. Guests that share no group are not connected, whatever the router
+    /// says.
     ///
     /// # Errors
     ///
@@ -150,23 +179,42 @@ impl Member {
             // The guest asks again for what it has: it has lost it.
             peer.end(ends, Half::reset, now);
         }
-        let slot =
-            Slot::take(&self.opened, self.limits.connections).ok_or(Refusal::TooManyConnections)?;
-        let own = Arc::clone(&slot);
+        let limit = self.max_connections.load(Ordering::Relaxed);
+        let claim = Claim {
+            slot: Slot::take(&self.opened, limit).ok_or(Refusal::TooManyConnections)?,
+            record: Arc::new(self.recorder.record(
+                ConnectionKind::Sibling,
+                request.src,
+                request.dst,
+                request.socket_type,
+                now,
+            )),
+        };
+        let (own, record) = (claim.clone(), Arc::clone(&claim.record));
         self.insert(back, target, |charge| {
             Half::asking(request, charge, own, now)
         })?;
-        let asked = target.insert(ends, self, |charge| Half::asked(request, charge, slot));
+        let asked = target.insert(ends, self, |charge| Half::asked(request, charge, claim));
         if let Err(why) = asked {
             self.forget(back);
             return Err(why);
         }
-        // Looked at last: whoever goes down ends what it then finds, or is found down here.
-        if !target.is_up() {
+        // Looked at last: whoever goes down, or changes groups, ends what it then finds, or
+        // is found so here.
+        let refusal = if !target.is_up() {
+            Some(Refusal::NotUp)
+        } else if !self.may_reach(target) {
+            Some(Refusal::NoSharedGroup)
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
             self.forget(back);
-            target.forget(ends);
-            return Err(Refusal::NotUp);
+            // Somebody may have delivered the REQUEST meanwhile.
+            target.end(ends, Half::reset, now);
+            return Err(why);
         }
+        record.begin();
         self.counters.opened.fetch_add(1, Ordering::Relaxed);
         target.flush(now);
         Ok(())
@@ -273,7 +321,7 @@ impl Member {
     fn take(&self, packets: &[Packet<'_>], now: Instant) -> Vec<Failed> {
         let mut failed = Vec::new();
         let mut flows = self.flows();
-        let limit = self.limits.backlog;
+        let limit = self.max_backlog.load(Ordering::Relaxed);
         let mut passed = false;
         self.port.pass(&mut |receiver| {
             passed = true;
@@ -376,11 +424,41 @@ impl Member {
         *lock(&self.groups) = groups;
         let peers = self.flows().peers();
         for (ends, peer) in peers {
-            if !peer.is_service && !self.shares_group(&peer) {
+            if !self.may_reach(&peer) {
                 self.end(ends, Half::reset, now);
                 peer.end(ends.reversed(), Half::reset, now);
             }
         }
+    }
+
+    /// Resets a connection by its number. `false` when the guest has no such connection.
+    pub fn kill(&self, id: ConnectionId, now: Instant) -> bool {
+        let found = self.flows().halves().find_map(|(half, peer)| {
+            (half.record().id() == id).then(|| (half.ends(), Arc::clone(peer)))
+        });
+        let Some((ends, peer)) = found else {
+            return false;
+        };
+        self.end(ends, Half::reset, now);
+        peer.end(ends.reversed(), Half::reset, now);
+        true
+    }
+
+    /// The guest's connections with siblings, by their numbers.
+    pub fn list(&self) -> Vec<SiblingConnection> {
+        let mut halves: Vec<_> = self
+            .flows()
+            .halves()
+            .map(|(half, peer)| (half.ends(), half.snapshot(), Arc::clone(peer)))
+            .collect();
+        halves.sort_unstable_by_key(|(_, connection, _)| connection.id);
+        let whole = |(ends, mut connection, peer): (Ends, SiblingConnection, Arc<Self>)| {
+            if let Some(other) = peer.flows().half(ends.reversed()) {
+                connection.merge(other.snapshot());
+            }
+            connection
+        };
+        halves.into_iter().map(whole).collect()
     }
 }
 

@@ -9,6 +9,7 @@ use vsock_packet::{Cid, GuestCid};
 
 use crate::member::Member;
 use crate::port::Port;
+use crate::record::Recorder;
 use crate::router::{Refusal, Request, Route, Router};
 
 /// The names of the groups a guest is in.
@@ -44,15 +45,23 @@ pub struct JoinError(pub GuestCid);
 pub struct Switch {
     members: RwLock<HashMap<Cid, Arc<Member>>>,
     limits: Limits,
+    recorder: Arc<Recorder>,
 }
 
 impl Switch {
     /// A switch without guests; each will have these limits.
     pub fn new(limits: Limits) -> Self {
         Self {
-            members: RwLock::default(),
             limits,
+            ..Self::default()
         }
+    }
+
+    /// Has its connections numbered and observed by `recorder`.
+    #[must_use]
+    pub fn with_recorder(mut self, recorder: Arc<Recorder>) -> Self {
+        self.recorder = recorder;
+        self
     }
 
     fn read(&self) -> RwLockReadGuard<'_, HashMap<Cid, Arc<Member>>> {
@@ -78,7 +87,13 @@ impl Switch {
         if members.contains_key(&cid.cid()) {
             return Err(JoinError(cid));
         }
-        let member = Arc::new(Member::new(cid.cid(), groups, port, self.limits));
+        let member = Arc::new(Member::new(
+            cid.cid(),
+            groups,
+            port,
+            self.limits,
+            Arc::clone(&self.recorder),
+        ));
         members.insert(cid.cid(), Arc::clone(&member));
         Ok(member)
     }
@@ -86,7 +101,12 @@ impl Switch {
     /// A member that no guest finds by itself: a service of the VMM's own, which a router
     /// sends connections to. They are addressed to `cid`, the host's for example.
     pub fn service(&self, cid: Cid, port: Arc<dyn Port>) -> Arc<Member> {
-        Arc::new(Member::service(cid, port, self.limits))
+        Arc::new(Member::service(
+            cid,
+            port,
+            self.limits,
+            Arc::clone(&self.recorder),
+        ))
     }
 
     /// Removes a guest; its connections end at their other ends.

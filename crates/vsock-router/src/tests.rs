@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use vsock_packet::{Cid, Features, GuestCid, Header, Op, Payload, RawHeader, RwFlags};
 use vsock_packet::{ShutdownFlags, SocketType, VsockAddr};
 
-use crate::{Groups, Limits, Member, Packet, Port, Receiver, Refusal, Request, Route, Router};
+use crate::{
+    ConnectionState, Groups, Limits, Member, Packet, Port, Receiver, Refusal, Request, Route,
+    Router,
+};
 use crate::{Siblings, Switch};
 
 const BUF_ALLOC: u32 = 64 * 1024;
@@ -176,10 +179,20 @@ impl House {
     }
 
     fn connect_type(&self, one: &Guest, other: &Guest, kind: SocketType) -> (Header, Header) {
+        self.connect_ends(one.addr(1), other.addr(2), (one, other), kind)
+    }
+
+    fn connect_ends(
+        &self,
+        from: VsockAddr,
+        to: VsockAddr,
+        (one, other): (&Guest, &Guest),
+        kind: SocketType,
+    ) -> (Header, Header) {
         let there = Header {
             socket_type: kind,
             buf_alloc: BUF_ALLOC,
-            ..Header::new(Op::Rw, one.addr(1), other.addr(2))
+            ..Header::new(Op::Rw, from, to)
         };
         let back = Header {
             src: there.dst,
@@ -843,4 +856,52 @@ fn a_packet_left_over_from_before_reaches_no_guest_that_asks_anew() {
     one.member
         .take_late(&Packet::new(late, Payload::from_bytes(b"x")), house.now);
     assert_eq!(one.ops(), []);
+}
+
+#[test]
+fn no_router_connects_guests_that_share_no_group() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["b"]));
+    let request = Header::new(Op::Request, one.addr(1), other.addr(2));
+    assert_eq!(
+        one.member.open(&request, &other.member, house.now),
+        Err(Refusal::NoSharedGroup)
+    );
+    assert_eq!(other.ops(), []);
+    assert_eq!(
+        (one.member.connections(), other.member.connections()),
+        (0, 0)
+    );
+}
+
+#[test]
+fn both_ends_list_a_connection_with_what_went_each_way() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, back) = house.connect(&one, &other);
+    one.send(there, &[1; 100]);
+    other.send(back, &[2; 30]);
+    let list = one.member.list();
+    assert_eq!(list, other.member.list());
+    let [connection] = list.as_slice() else {
+        panic!("{list:?}")
+    };
+    assert_eq!((connection.from, connection.to), (there.src, there.dst));
+    assert_eq!((connection.sent, connection.received), (100, 30));
+    assert_eq!(connection.state, ConnectionState::Established);
+}
+
+#[test]
+fn a_killed_connection_ends_for_both_and_no_other_does() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    house.connect(&one, &other);
+    let id = one.member.list()[0].id;
+    let ends = (one.addr(7), other.addr(8));
+    let (stays, _) = house.connect_ends(ends.0, ends.1, (&one, &other), SocketType::Stream);
+    assert!(other.member.kill(id, house.now));
+    assert_eq!((one.ops(), other.ops()), (vec![Op::Rst], vec![Op::Rst]));
+    assert!(!one.member.kill(id, house.now), "it is over");
+    one.send(stays, b"x");
+    assert_eq!(other.bytes(), b"x");
 }

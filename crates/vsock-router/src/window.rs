@@ -22,6 +22,8 @@ pub(crate) struct Window {
     granted: Wrapping<u32>,
     /// What the sender has sent in all.
     tx_cnt: Wrapping<u32>,
+    /// The same, in bytes that do not wrap.
+    sent_bytes: u64,
     /// What of it has reached the receiver's RX ring.
     delivered: Wrapping<u32>,
     unread: UnreadPackets,
@@ -79,8 +81,14 @@ impl Window {
         let within = len <= self.credit();
         if within {
             self.tx_cnt += len;
+            self.sent_bytes += u64::from(len);
         }
         within
+    }
+
+    /// Bytes the sender has sent in all.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
     }
 
     /// Bytes that went into the receiver's RX ring in all, wrapping.
