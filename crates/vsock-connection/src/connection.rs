@@ -63,6 +63,8 @@ pub enum Cause {
     MalformedPacket,
     /// The host's end failed.
     HostError,
+    /// The operator ended it, or no longer allows it.
+    Withdrawn,
 }
 
 /// What a packet of the guest's means for the host's end.

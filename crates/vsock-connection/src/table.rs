@@ -97,6 +97,11 @@ impl<H> Table<H> {
         self.len() >= self.limit
     }
 
+    /// Allows `limit` connections from now on. Those beyond it stay.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
     /// All ids.
     pub fn ids(&self) -> Vec<ConnectionId> {
         self.entries

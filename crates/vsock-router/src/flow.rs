@@ -563,8 +563,7 @@ impl Half {
 impl Drop for Half {
     fn drop(&mut self) {
         self.drop_backlog();
-        self.record
-            .count_by(self.ends.from, self.window.sent_bytes());
+        self.record.count(self.ends.from, self.window.sent_bytes());
     }
 }
 

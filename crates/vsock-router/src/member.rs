@@ -454,7 +454,7 @@ impl Member {
         halves.sort_unstable_by_key(|(_, connection, _)| connection.id);
         let whole = |(ends, mut connection, peer): (Ends, SiblingConnection, Arc<Self>)| {
             if let Some(other) = peer.flows().half(ends.reversed()) {
-                connection.merge(other.snapshot());
+                connection.merge(&other.snapshot());
             }
             connection
         };

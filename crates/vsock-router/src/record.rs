@@ -172,26 +172,21 @@ impl Record {
         )
     }
 
-    /// Counts payload that the end that asked has sent, in bytes. One thread counts.
-    pub fn count_sent(&self, bytes: usize) {
-        count(&self.sent, bytes as u64);
+    /// Counts payload that the end `sender` has sent, in bytes. For each end it is called
+    /// by one thread at a time.
+    pub fn count(&self, sender: VsockAddr, bytes: u64) {
+        let counter = if sender == self.from {
+            &self.sent
+        } else {
+            &self.received
+        };
+        // Nobody else writes, so this needs no locked instruction.
+        counter.store(counter.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
     }
 
-    /// Counts payload that was sent to the end that asked, in bytes. One thread counts.
-    pub fn count_received(&self, bytes: usize) {
-        count(&self.received, bytes as u64);
-    }
-
-    /// Counts what `sender` has sent.
-    pub(crate) fn count_by(&self, sender: VsockAddr, bytes: u64) {
-        count(
-            if sender == self.from {
-                &self.sent
-            } else {
-                &self.received
-            },
-            bytes,
-        );
+    /// Whether the other end has accepted.
+    pub fn is_established(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == ESTABLISHED
     }
 
     /// The REQUEST is on its way: an end of the connection is told from now on.
@@ -211,11 +206,6 @@ impl Record {
             observer.opened(self);
         }
     }
-}
-
-/// Adds without a locked instruction: nobody else does meanwhile.
-fn count(counter: &AtomicU64, bytes: u64) {
-    counter.store(counter.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
 }
 
 impl Drop for Record {
@@ -254,7 +244,7 @@ pub struct SiblingConnection {
 
 impl SiblingConnection {
     /// Adds what is known of the same connection at its other end.
-    pub(crate) fn merge(&mut self, other: Self) {
+    pub(crate) fn merge(&mut self, other: &Self) {
         if self.id == other.id {
             self.sent = self.sent.max(other.sent);
             self.received = self.received.max(other.received);

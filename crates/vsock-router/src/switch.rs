@@ -64,6 +64,11 @@ impl Switch {
         self
     }
 
+    /// What numbers the connections.
+    pub fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, HashMap<Cid, Arc<Member>>> {
         self.members.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -34,8 +34,12 @@ pub struct GuestConfig {
     /// What is kept for a host application that does not read, in bytes for each
     /// connection. It is the `buf_alloc` the guest is told.
     pub tx_buffer_size: u32,
-    /// The most connections the guest and the host's applications may have at once.
+    /// The most connections the guest may have with the host's applications at once, and
+    /// the most it may have opened to siblings.
     pub max_connections: usize,
+    /// The most that may wait for siblings because of this guest, in bytes. What waits at
+    /// one of them may be half of it at most.
+    pub max_backlog: usize,
 }
 
 impl GuestConfig {
@@ -45,6 +49,9 @@ impl GuestConfig {
     pub const DEFAULT_TX_BUFFER_SIZE: u32 = 256 * 1024;
     /// The default `max_connections`.
     pub const DEFAULT_MAX_CONNECTIONS: usize = 4096;
+
+    /// The default `max_backlog`.
+    pub const DEFAULT_MAX_BACKLOG: usize = 64 << 20;
 
     /// A guest with defaults for all but its addresses.
     pub fn new(cid: GuestCid, socket: impl Into<PathBuf>, uds_path: impl Into<PathBuf>) -> Self {
@@ -57,6 +64,23 @@ impl GuestConfig {
             queue_size: Self::MAX_QUEUE_SIZE,
             tx_buffer_size: Self::DEFAULT_TX_BUFFER_SIZE,
             max_connections: Self::DEFAULT_MAX_CONNECTIONS,
+            max_backlog: Self::DEFAULT_MAX_BACKLOG,
         }
     }
+}
+
+/// What is to be different about a guest; `None` leaves it as it is.
+#[derive(Clone, Default, Debug)]
+pub struct Changes {
+    /// Other groups. Connections that they no longer allow are reset at once.
+    pub groups: Option<Vec<String>>,
+    /// Other CIDs that mean the host, beside 2. Connections with one that no longer does
+    /// are reset at once.
+    pub host_cids: Option<Vec<Cid>>,
+    /// Another `tx_buffer_size`, for connections to come.
+    pub tx_buffer_size: Option<u32>,
+    /// Another `max_connections`. Connections beyond it stay.
+    pub max_connections: Option<usize>,
+    /// Another `max_backlog`, for what comes.
+    pub max_backlog: Option<usize>,
 }

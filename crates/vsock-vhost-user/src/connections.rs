@@ -10,13 +10,15 @@ use std::time::Instant;
 
 use tracing::{debug, trace};
 use vsock_connection::{Cause, Connection, ConnectionId, HostPorts, Received, Table, Timeouts};
-use vsock_packet::{Cid, GuestCid, Header, PortNumber, ShutdownFlags, VsockAddr};
+use vsock_packet::{Cid, GuestCid, Header, PortNumber, ShutdownFlags, SocketType, VsockAddr};
+use vsock_router::{ConnectionKind, ConnectionState, Record, Recorder};
 
 use crate::counters::Counters;
 use crate::host_end::{HostEnd, Read};
 use crate::memory::Piece;
 use crate::poller::{EventFlags, Poller, Token};
 use crate::rx::{Room, RxPass};
+use crate::status::ConnectionStatus;
 
 /// What one connection may put into the RX ring before it is another's turn, in bytes.
 const TURN: usize = 256 * 1024;
@@ -30,6 +32,7 @@ pub(crate) struct Connections {
     buf_alloc: u32,
     timeouts: Timeouts,
     counters: Arc<Counters>,
+    recorder: Arc<Recorder>,
     /// The time of this turn of the worker.
     now: Instant,
 }
@@ -41,6 +44,7 @@ impl Connections {
         buf_alloc: u32,
         timeouts: Timeouts,
         counters: Arc<Counters>,
+        recorder: Arc<Recorder>,
     ) -> Self {
         Self {
             guest,
@@ -49,6 +53,7 @@ impl Connections {
             buf_alloc,
             timeouts,
             counters,
+            recorder,
             now: Instant::now(),
         }
     }
@@ -56,6 +61,48 @@ impl Connections {
     /// Begins a turn: it is `now` until the next one.
     pub(crate) fn set_now(&mut self, now: Instant) {
         self.now = now;
+    }
+
+    /// Applies to connections to come.
+    pub(crate) fn set_buf_alloc(&mut self, buf_alloc: u32) {
+        self.buf_alloc = buf_alloc;
+    }
+
+    /// Connections beyond the limit stay.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.table.set_limit(limit);
+    }
+
+    fn record(&self, kind: ConnectionKind, from: VsockAddr, to: VsockAddr) -> Record {
+        self.recorder
+            .record(kind, from, to, SocketType::Stream, self.now)
+    }
+
+    /// All of them.
+    pub(crate) fn list(&mut self) -> Vec<ConnectionStatus> {
+        let mut list = Vec::with_capacity(self.table.len());
+        for id in self.table.ids() {
+            if let Some(entry) = self.table.get_mut(id) {
+                list.push(status(&entry.connection, &entry.host.record));
+            }
+        }
+        list
+    }
+
+    /// Resets those that `is_meant` picks, and returns their number.
+    pub(crate) fn withdraw(&mut self, is_meant: impl Fn(&Connection, &Record) -> bool) -> usize {
+        let mut count = 0;
+        for id in self.table.ids() {
+            if let Some(entry) = self.table.get_mut(id)
+                && entry.connection.closed().is_none()
+                && is_meant(&entry.connection, &entry.host.record)
+            {
+                entry.connection.reset(Cause::Withdrawn);
+                count += 1;
+                self.settle(id);
+            }
+        }
+        count
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -69,7 +116,9 @@ impl Connections {
     /// Gives the guest the connection it asked for. `false` when there is no room.
     pub(crate) fn accept(&mut self, request: &Header, socket: OwnedFd, poller: &Poller) -> bool {
         let connection = Connection::accepted(request, self.buf_alloc, self.timeouts);
-        let Ok(id) = self.table.insert(connection, HostEnd::new(socket, None)) else {
+        let record = self.record(ConnectionKind::GuestToHost, request.src, request.dst);
+        let host = HostEnd::new(socket, None, record);
+        let Ok(id) = self.table.insert(connection, host) else {
             return false;
         };
         let watched = self.with_socket(id, |socket| {
@@ -78,6 +127,9 @@ impl Connections {
         if !watched {
             self.drop_entry(id);
             return false;
+        }
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.host.record.establish();
         }
         self.table.mark_ready(id);
         true
@@ -99,7 +151,8 @@ impl Connections {
         };
         let connection =
             Connection::requested(host, guest, self.buf_alloc, self.timeouts, self.now);
-        let end = HostEnd::new(socket, Some(host_port));
+        let record = self.record(ConnectionKind::HostToGuest, host, guest);
+        let end = HostEnd::new(socket, Some(host_port), record);
         let taken = self.table.find_ends(host, guest).is_some();
         let Some(id) = (!taken)
             .then(|| self.table.insert(connection, end).ok())
@@ -114,6 +167,9 @@ impl Connections {
         if !watched {
             self.drop_entry(id);
             return false;
+        }
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.host.record.begin();
         }
         self.table.mark_ready(id);
         self.table.reschedule(id);
@@ -155,6 +211,7 @@ impl Connections {
             Received::Payload => return true,
             Received::Accepted => {
                 self.counters.host_connections.add(1);
+                entry.host.record.establish();
                 let line = format!("OK {}\n", entry.connection.host().port);
                 entry.host.greet(line.as_bytes());
             }
@@ -192,6 +249,8 @@ impl Connections {
         let Some(entry) = self.table.get_mut(id) else {
             return;
         };
+        let guest = entry.connection.guest();
+        entry.host.record.count(guest, len as u64);
         let done = entry.host.write(pieces, len);
         entry.connection.forwarded(done);
         self.settle(id);
@@ -312,6 +371,28 @@ impl Connections {
     }
 }
 
+fn status(connection: &Connection, record: &Record) -> ConnectionStatus {
+    let (sent, received) = record.bytes();
+    let state = if connection.closed().is_some() {
+        ConnectionState::Closing
+    } else if record.is_established() {
+        ConnectionState::Established
+    } else {
+        ConnectionState::Requested
+    };
+    ConnectionStatus {
+        id: record.id(),
+        kind: record.kind(),
+        socket_type: record.socket_type(),
+        state,
+        from: record.from(),
+        to: record.to(),
+        sent,
+        received,
+        age: record.since().elapsed(),
+    }
+}
+
 /// What the guest's halves mean for the application, and what the application's loss
 /// means for the guest.
 fn settle_open(connection: &mut Connection, host: &mut HostEnd, now: Instant) {
@@ -424,6 +505,8 @@ impl Turn<'_> {
                     connection.data_header(share).to_raw()
                 });
                 counters.rx_bytes.add(bytes);
+                let host = connection.host();
+                self.host.record.count(host, bytes as u64);
                 bytes
             }
             Read::NotReady => {

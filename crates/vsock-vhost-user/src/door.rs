@@ -13,9 +13,10 @@ use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 use slab::Slab;
 use tracing::{debug, warn};
-use vsock_packet::PortNumber;
+use vsock_packet::{GuestCid, PortNumber};
 
 use crate::counters::Counters;
+use crate::events::{ClientRefusal, Event, Hub};
 use crate::handshake::Handshake;
 use crate::poller::{EventFlags, Poller, Token};
 use crate::seldom::Seldom;
@@ -51,16 +52,20 @@ pub(crate) struct Door {
     /// A client may be waiting to be let in.
     rung: bool,
     retry_at: Option<Instant>,
+    guest: GuestCid,
     counters: Arc<Counters>,
+    hub: Arc<Hub>,
     warnings: Seldom,
 }
 
 impl Door {
     /// Opens the door: `listener` is watched from now on.
     pub(crate) fn new(
+        guest: GuestCid,
         listener: UnixListener,
         poller: &Poller,
         counters: Arc<Counters>,
+        hub: Arc<Hub>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         poller.add(&listener, Token::Listener, EventFlags::IN | EventFlags::ET)?;
@@ -70,7 +75,9 @@ impl Door {
             by_age: VecDeque::new(),
             rung: false,
             retry_at: None,
+            guest,
             counters,
+            hub,
             warnings: Seldom::default(),
         })
     }
@@ -138,6 +145,11 @@ impl Door {
     fn dismiss(&mut self, key: usize, why: impl Display) {
         debug!(%why, "a host application without a CONNECT is dismissed");
         self.counters.refused_clients.add(1);
+        self.hub.publish(|| Event::ClientRefused {
+            cid: self.guest,
+            port: None,
+            why: ClientRefusal::NoConnect,
+        });
         self.handshakes.remove(key);
     }
 

@@ -153,7 +153,7 @@ impl Worker {
         };
         if let Err(why) = refused {
             self.counters.refused_requests.add(1);
-            self.log_refusal(header, why);
+            self.tell_refusal(header, why);
             self.member.refuse(raw);
         }
     }

@@ -16,11 +16,10 @@ use vhost::vhost_user::Listener;
 use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
 use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::epoll::EventSet;
-use vsock_packet::{Config, GuestCid};
-use vsock_router::Member;
+use vsock_packet::Config;
 
 use crate::backend::{Backend, POLLER_TOKEN, lock};
-use crate::counters::{CounterValues, Counters};
+use crate::handle::Handle;
 use crate::memory::Memory;
 use crate::server::Seat;
 use crate::socket_io;
@@ -30,9 +29,8 @@ use crate::worker::{Cause, Worker};
 /// A guest that is being served. Dropped, it is no more: its connections have ended, its
 /// thread is joined and its sockets are gone.
 pub(crate) struct Guest {
+    pub(crate) handle: Arc<Handle>,
     stop: Arc<Stop>,
-    counters: Arc<Counters>,
-    member: Arc<Member>,
     thread: Option<JoinHandle<()>>,
     /// Freed when the thread is joined.
     _seat: Seat,
@@ -54,7 +52,7 @@ struct StopState {
 
 impl Guest {
     pub(crate) fn start(
-        cid: GuestCid,
+        handle: Arc<Handle>,
         worker: Worker,
         queue_size: u16,
         listener: UnixListener,
@@ -67,8 +65,7 @@ impl Guest {
         });
         // Accepting waits, but only for a frontend that is known to be there.
         listener.set_nonblocking(false)?;
-        let counters = Arc::clone(&worker.counters);
-        let member = Arc::clone(&worker.member);
+        let cid = handle.cid;
         let service = Service {
             config: Config { guest_cid: cid },
             queue_size,
@@ -82,17 +79,12 @@ impl Guest {
             .name(format!("guest-{cid}"))
             .spawn(move || service.run())?;
         Ok(Self {
+            handle,
             stop,
-            counters,
-            member,
             thread: Some(thread),
             _seat: seat,
             _paths: paths,
         })
-    }
-
-    pub(crate) fn counters(&self) -> CounterValues {
-        self.counters.values(self.member.counters())
     }
 
     /// Has the guest begin to end. It has ended when this is dropped.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use vsock_packet::PortNumber;
+use vsock_router::Record;
 
 use crate::memory::Piece;
 use crate::poller::EventFlags;
@@ -30,6 +31,8 @@ pub(crate) struct HostEnd {
     read_size: usize,
     /// The host port that was assigned, to be freed.
     pub(crate) assigned_port: Option<PortNumber>,
+    /// The connection, as lists and observers know it.
+    pub(crate) record: Record,
 }
 
 /// Directions that are over.
@@ -56,7 +59,7 @@ pub(crate) enum Read {
 
 impl HostEnd {
     /// An end whose socket is connected, and watched for [`Self::EVENTS`].
-    pub(crate) fn new(socket: OwnedFd, assigned_port: Option<PortNumber>) -> Self {
+    pub(crate) fn new(socket: OwnedFd, assigned_port: Option<PortNumber>, record: Record) -> Self {
         Self {
             socket: Some(socket),
             buffer: TxBuffer::default(),
@@ -67,6 +70,7 @@ impl HostEnd {
             ended: Ended::default(),
             read_size: *READ_SIZES.start(),
             assigned_port,
+            record,
         }
     }
 

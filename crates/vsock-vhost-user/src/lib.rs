@@ -17,7 +17,7 @@
 //! use vsock_packet::GuestCid;
 //! use vsock_vhost_user::{GuestConfig, Server};
 //!
-//! let mut server = Server::new();
+//! let server = Server::new();
 //! server.add(GuestConfig::new(GuestCid::new(3)?, "/run/vm3.sock", "/run/vm3.vsock"))?;
 //! // ... until the process is to end:
 //! server.shutdown();
@@ -42,10 +42,13 @@ mod config;
 mod connections;
 mod counters;
 mod door;
+mod events;
 mod gathered;
 mod guest;
+mod handle;
 mod handshake;
 mod host_end;
+mod inbox;
 mod memory;
 mod poller;
 mod ring;
@@ -53,12 +56,15 @@ mod rx;
 mod seldom;
 mod server;
 mod socket_io;
+mod status;
 mod tx;
 mod tx_buffer;
 mod unix_socket;
 mod worker;
 
-pub use config::{GuestConfig, VhostUserSocket};
+pub use config::{Changes, GuestConfig, VhostUserSocket};
 pub use counters::CounterValues;
-pub use server::{AddError, Server};
-pub use vsock_router::SiblingCounters;
+pub use events::{ClientRefusal, Event, Events, NoEvent};
+pub use server::{AddError, ChangeError, Server};
+pub use status::{ConnectionStatus, GuestState, GuestStatus};
+pub use vsock_router::{ConnectionId, ConnectionKind, ConnectionState, SiblingCounters};

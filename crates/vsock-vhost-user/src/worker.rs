@@ -22,16 +22,19 @@ use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vsock_connection::Timeouts;
 use vsock_packet::{Features, GuestCid, Header};
-use vsock_router::{Groups, JoinError, Member, Port, Refusal, Router, Switch};
+use vsock_router::{Groups, JoinError, Limits, Member, Port, Refusal, Router, Switch};
 
 use crate::config::GuestConfig;
 use crate::connections::Connections;
 use crate::counters::Counters;
 use crate::door::{Caller, Door};
+use crate::events::{ClientRefusal, Event, Hub};
+use crate::inbox::Inbox;
 use crate::memory::{SharedMemory, Vring};
 use crate::poller::{Poller, Token};
 use crate::rx::RxPort;
 use crate::seldom::Seldom;
+use crate::status::{Gauges, GuestState};
 
 /// Connections that may put something into the RX ring in one turn.
 const FILLS_PER_TURN: usize = 256;
@@ -50,11 +53,16 @@ pub(crate) struct Worker {
     port: Arc<RxPort>,
     pub(crate) poller: Poller,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) gauges: Arc<Gauges>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) hub: Arc<Hub>,
     /// The time of this turn.
     pub(crate) now: Instant,
     door: Door,
     session: Option<Session>,
     callers: Vec<Caller>,
+    /// Somebody has woken the worker, perhaps to ask something.
+    woken: bool,
     refusals: Seldom,
 }
 
@@ -111,32 +119,50 @@ impl Worker {
         listener: UnixListener,
         router: Arc<dyn Router>,
         switch: &Switch,
+        hub: &Arc<Hub>,
     ) -> Result<Self, SetupError> {
         let poller = Poller::new()?;
         let counters = Arc::new(Counters::default());
-        let door = Door::new(listener, &poller, Arc::clone(&counters))?;
+        let door = Door::new(
+            config.cid,
+            listener,
+            &poller,
+            Arc::clone(&counters),
+            Arc::clone(hub),
+        )?;
         let connections = Connections::new(
             config.cid,
             config.max_connections,
             config.tx_buffer_size,
             Timeouts::default(),
             Arc::clone(&counters),
+            Arc::clone(switch.recorder()),
         );
         let port = Arc::new(RxPort::new(poller.waker()));
         let groups = Groups::from_iter(config.groups.iter().cloned());
         let receiving: Arc<dyn Port> = Arc::<RxPort>::clone(&port);
+        let member = switch.join(config.cid, groups, receiving)?;
+        member.set_limits(Limits {
+            connections: config.max_connections,
+            backlog: config.max_backlog,
+        });
+        let inbox = Arc::new(Inbox::new(poller.waker()));
         Ok(Self {
             guest: config.cid,
             router,
             connections,
-            member: switch.join(config.cid, groups, receiving)?,
+            member,
             port,
             door,
             poller,
             counters,
+            gauges: Arc::default(),
+            inbox,
+            hub: Arc::clone(hub),
             now: Instant::now(),
             session: None,
             callers: Vec::new(),
+            woken: false,
             refusals: Seldom::default(),
         })
     }
@@ -162,13 +188,26 @@ impl Worker {
         info!(guest = %self.guest, "the frontend is gone");
         self.session = None;
         self.port.detach();
+        self.set_state(GuestState::Waiting);
         self.end_connections();
     }
 
     /// The guest's driver starts anew.
     pub(crate) fn reset(&mut self) {
         info!(guest = %self.guest, connections = self.connections.len(), "the guest was reset");
+        self.set_state(GuestState::Waiting);
         self.end_connections();
+    }
+
+    fn set_state(&self, state: GuestState) {
+        let cid = self.guest;
+        if self.gauges.set_state(state) != state {
+            self.hub.publish(|| match state {
+                GuestState::Waiting => Event::GuestDown { cid },
+                GuestState::Running => Event::GuestUp { cid },
+                GuestState::Paused => Event::GuestPaused { cid },
+            });
+        }
     }
 
     /// The guest has forgotten them all.
@@ -202,6 +241,9 @@ impl Worker {
         }
         if index == RX {
             self.port.close();
+            if self.gauges.state() == GuestState::Running {
+                self.set_state(GuestState::Paused);
+            }
         }
     }
 
@@ -221,6 +263,9 @@ impl Worker {
         let is_seen = |session: &Session| session.stopped[RX].is_none();
         if self.session.as_ref().is_some_and(is_seen) {
             self.port.open(cause == Cause::Rx);
+            if self.gauges.state() != GuestState::Running && self.port.is_up() {
+                self.set_state(GuestState::Running);
+            }
         }
         if cause == Cause::Tx
             && let Some(session) = &mut self.session
@@ -271,6 +316,7 @@ impl Worker {
         self.set_now();
         let now = self.now;
         let mut more = cause == Cause::Host && self.take_events();
+        self.answer_questions();
         more |= self.drain_pending_tx();
         self.connections.handle_timeouts();
         self.door.handle_timeouts(now);
@@ -283,6 +329,7 @@ impl Worker {
             self.member.next_timeout(),
         ];
         self.poller.arm(timeouts.into_iter().flatten().min(), now);
+        self.gauges.set_connections(self.connections.len());
         if more {
             self.poller.waker().wake();
         }
@@ -295,14 +342,26 @@ impl Worker {
             connections,
             door,
             callers,
+            woken,
             ..
         } = self;
         poller.poll(|token, events| match token {
             Token::Connection(id) => connections.handle_event(id, events),
             Token::Handshake(key) => door.handle_event(key, callers),
             Token::Listener => door.ring(),
-            Token::Timer | Token::Wake => (),
+            Token::Wake => *woken = true,
+            Token::Timer => (),
         })
+    }
+
+    /// Does what other threads want done.
+    fn answer_questions(&mut self) {
+        if std::mem::take(&mut self.woken) {
+            let inbox = Arc::clone(&self.inbox);
+            for question in inbox.take() {
+                question(self);
+            }
+        }
     }
 
     /// Takes what the guest sent, if it did. `true` when there is more.
@@ -324,12 +383,20 @@ impl Worker {
         let more = self.door.accept(&self.poller, now, &mut self.callers);
         let mut callers = std::mem::take(&mut self.callers);
         for Caller { port, socket } in callers.drain(..) {
-            let refused =
-                !self.port.is_up() || !self.connections.request(port, socket, &self.poller);
-            if refused {
-                debug!(guest = %self.guest, %port, "a host application is refused");
-                self.counters.refused_clients.add(1);
-            }
+            let why = if !self.port.is_up() {
+                ClientRefusal::NotUp
+            } else if !self.connections.request(port, socket, &self.poller) {
+                ClientRefusal::TooManyConnections
+            } else {
+                continue;
+            };
+            debug!(guest = %self.guest, %port, %why, "a host application is refused");
+            self.counters.refused_clients.add(1);
+            self.hub.publish(|| Event::ClientRefused {
+                cid: self.guest,
+                port: Some(port),
+                why,
+            });
         }
         self.callers = callers;
         more
@@ -350,10 +417,15 @@ impl Worker {
         more
     }
 
-    /// Logs a refusal, one for all that follow it closely.
-    pub(crate) fn log_refusal(&mut self, request: &Header, why: Refusal) {
+    /// Tells of a refusal; in the log, one stands for all that follow it closely.
+    pub(crate) fn tell_refusal(&mut self, request: &Header, why: Refusal) {
         if let Some(others) = self.refusals.pass(self.now) {
             info!(guest = %self.guest, %request, %why, others, "refused");
         }
+        self.hub.publish(|| Event::Refused {
+            from: request.src,
+            to: request.dst,
+            why,
+        });
     }
 }

@@ -14,7 +14,7 @@ use vsock_vhost_user::{AddError, Server, VhostUserSocket};
 
 /// Adds guest 5, whose one path is `taken`; it must fail, and leave nothing behind.
 #[track_caller]
-fn assert_not_added(device: &mut Device, taken: &Path) {
+fn assert_not_added(device: &Device, taken: &Path) {
     for takes_uds in [false, true] {
         let mut config = device.config(5);
         if takes_uds {
@@ -36,7 +36,7 @@ fn assert_not_added(device: &mut Device, taken: &Path) {
 
 #[test]
 fn a_cid_is_taken_once() -> Result<(), Error> {
-    let mut device = Device::start();
+    let device = Device::start();
     let mut config = device.config(CID);
     config.socket = VhostUserSocket::Path(device.socket(5));
     config.uds_path = device.uds_of(5);
@@ -48,36 +48,36 @@ fn a_cid_is_taken_once() -> Result<(), Error> {
 
 #[test]
 fn a_path_of_another_guest_stays_its_own() -> Result<(), Error> {
-    let mut device = Device::start();
+    let device = Device::start();
     let taken = [device.socket(CID), device.uds()];
     taken
         .iter()
-        .for_each(|path| assert_not_added(&mut device, path));
+        .for_each(|path| assert_not_added(&device, path));
     device.guest().map(drop)
 }
 
 #[test]
 fn a_live_socket_is_not_unlinked() {
-    let mut device = Device::start();
+    let device = Device::start();
     let path = device.uds_of(6);
     let live = UnixListener::bind(&path).unwrap();
-    assert_not_added(&mut device, &path);
+    assert_not_added(&device, &path);
     UnixStream::connect(&path).unwrap();
     live.accept().unwrap();
 }
 
 #[test]
 fn a_regular_file_is_not_unlinked() {
-    let mut device = Device::start();
+    let device = Device::start();
     let path = device.uds_of(6);
     std::fs::write(&path, b"precious").unwrap();
-    assert_not_added(&mut device, &path);
+    assert_not_added(&device, &path);
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 
 #[test]
 fn a_dead_socket_makes_way() -> Result<(), Error> {
-    let mut device = Device::start();
+    let device = Device::start();
     drop(UnixListener::bind(device.socket(5)).unwrap());
     drop(UnixListener::bind(device.uds_of(5)).unwrap());
     device.add(5).unwrap();
@@ -86,7 +86,7 @@ fn a_dead_socket_makes_way() -> Result<(), Error> {
 
 #[test]
 fn a_socket_that_already_listens_is_served_and_not_removed() -> Result<(), Error> {
-    let mut device = Device::start();
+    let device = Device::start();
     let path = device.socket(6);
     let mut config = device.config(5);
     config.socket = VhostUserSocket::Listener(UnixListener::bind(&path).unwrap());
@@ -114,7 +114,7 @@ fn files_and_threads_do_not_add_up() -> Result<(), Error> {
             .unwrap()
             .count()
     };
-    let mut device = Device::start();
+    let device = Device::start();
     let mut counts = Vec::new();
     for _ in 0..20 {
         device.add(5).unwrap();

@@ -47,7 +47,7 @@ impl Neighbour {
 
 #[test]
 fn each_guest_has_its_own_host() -> Result<(), Error> {
-    let mut device = Device::start();
+    let device = Device::start();
     for cid in 4..10 {
         device.add(cid).unwrap();
     }

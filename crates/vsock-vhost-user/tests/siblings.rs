@@ -18,7 +18,7 @@ const PORT: u32 = 1234;
 
 /// A server whose guests of these CIDs are in these groups.
 fn house(guests: &[(u64, &[&str])]) -> Device {
-    let mut device = Device::start();
+    let device = Device::start();
     device.remove(common::CID);
     for (cid, groups) in guests {
         let mut config = device.config(*cid);
@@ -268,7 +268,7 @@ fn a_sibling_that_is_reset_ends_its_connections() -> Result<(), Error> {
 
 #[test]
 fn a_sibling_that_is_removed_ends_its_connections() -> Result<(), Error> {
-    let mut device = house(&[(3, &["a"]), (4, &["a"])]);
+    let device = house(&[(3, &["a"]), (4, &["a"])]);
     let (mut one, mut other) = (device.guest_of(3)?, device.guest_of(4)?);
     let (there, _) = connect(&mut one, &mut other)?;
     assert!(device.remove(4));
@@ -357,9 +357,9 @@ fn whoever_exceeds_the_credit_is_reset_and_counted() -> Result<(), Error> {
 
 #[test]
 fn a_cid_may_mean_the_host_to_one_guest() -> Result<(), Error> {
-    let mut device = house(&[(3, &["a"])]);
+    let device = house(&[(3, &["a"])]);
     let mut config = device.config(4);
-    config.groups = vec!["a".into()];
+    config.groups = vec!["b".into()];
     config.host_cids = vec![Cid::new(3)];
     device.server.add(config).unwrap();
     let _echo = Service::echo(&device.uds_of(4), 9000)?;

@@ -93,8 +93,8 @@ fn serve(specs: Vec<VmSpec>) -> Result<(), Failure> {
     let (vms, relay) = Vms::parse(specs)?.into_parts();
     raise_descriptor_limit();
 
-    let mut server = Server::new();
-    start(&mut server, vms)?;
+    let server = Server::new();
+    start(&server, vms)?;
     let handle = signals.handle();
     let relay = relay.map(|relay| relay.start(move || handle.close()));
     let relay = relay.transpose().map_err(Failure::Relay)?;
@@ -115,7 +115,7 @@ fn serve(specs: Vec<VmSpec>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn start(server: &mut Server, vms: Vec<GuestConfig>) -> Result<(), AddError> {
+fn start(server: &Server, vms: Vec<GuestConfig>) -> Result<(), AddError> {
     let count = vms.len();
     for vm in vms {
         let summary = vms::summary(&vm);

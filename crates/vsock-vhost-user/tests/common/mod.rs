@@ -36,7 +36,7 @@ impl Device {
 
     /// A server of one guest, whose configuration `change` changes.
     pub fn with(change: impl FnOnce(&mut GuestConfig)) -> Self {
-        let mut device = Self {
+        let device = Self {
             server: Server::new(),
             dir: tempfile::tempdir().unwrap(),
         };
@@ -47,12 +47,12 @@ impl Device {
     }
 
     /// Serves one more guest.
-    pub fn add(&mut self, cid: u64) -> Result<(), AddError> {
+    pub fn add(&self, cid: u64) -> Result<(), AddError> {
         self.server.add(self.config(cid))
     }
 
     /// Serves one guest less.
-    pub fn remove(&mut self, cid: u64) -> bool {
+    pub fn remove(&self, cid: u64) -> bool {
         self.server.remove(GuestCid::new(cid).unwrap())
     }
 
