@@ -375,18 +375,14 @@ impl Half {
 
     /// When [`Self::expire`] is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let requests = self
-            .window
-            .requests
-            .deadline()
-            .filter(|_| self.is_waiting());
+        let requests = self.window.deadline().filter(|_| self.is_waiting());
         [self.answer_deadline, requests].into_iter().flatten().min()
     }
 
     /// Does what is due by `now`. `false` when an answer has not come in time: the
     /// connection is to be reset.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
-        if self.is_waiting() && self.window.requests.expire(now) {
+        if self.is_waiting() && self.window.expire(now) {
             self.pending |= Pending::CREDIT_REQUEST;
         }
         let in_time = self.answer_deadline.is_none_or(|deadline| deadline > now);
@@ -470,7 +466,7 @@ impl Half {
         if self.state == State::Closing && self.window.delivered_bytes() != before {
             self.answer_deadline = Some(now + LINGER);
         }
-        if self.is_waiting() && self.window.wants_news() {
+        if self.is_waiting() && self.window.wants_news(now) {
             self.pending |= Pending::CREDIT_REQUEST;
         }
         match put {
@@ -540,7 +536,7 @@ impl Half {
             }
             self.pending -= flag;
             if op == Op::CreditRequest {
-                self.window.requests.sent(now);
+                self.window.asked(now);
             }
         }
         true

@@ -1,12 +1,18 @@
 //! What one end of a flow lets the other send (§5.10.6.3), as the switch enforces it.
 
 use std::num::Wrapping;
+use std::time::Instant;
 
 use vsock_packet::{CreditRequests, Header, UnreadPackets};
 
 /// The most a guest may let another send at once, in bytes: a larger `buf_alloc` is told
 /// as this one, so that what may have to wait for a guest is bounded.
 pub(crate) const MAX_WINDOW: u32 = 4 << 20;
+
+/// So many times in a row a receiver tells unasked before it is trusted to do so whenever
+/// somebody waits. Asking one that tells anyway brings two answers, each of which wakes four
+/// threads.
+const TRUSTED: u8 = 16;
 
 /// The receiver's window, and what went into it.
 #[derive(Debug, Default)]
@@ -27,9 +33,11 @@ pub(crate) struct Window {
     /// What of it has reached the receiver's RX ring.
     delivered: Wrapping<u32>,
     unread: UnreadPackets,
-    pub(crate) requests: CreditRequests,
+    requests: CreditRequests,
     /// The receiver was asked for news since it last had read something.
     asked: bool,
+    /// How often it told unasked, since it last was silent while somebody waited.
+    unasked: u8,
 }
 
 impl Window {
@@ -46,7 +54,9 @@ impl Window {
         if self.unread.forwarded(header.fwd_cnt) {
             // News that change nothing are no reason to ask again: two ends that both do
             // not read would keep each other busy.
-            self.asked = false;
+            if !std::mem::take(&mut self.asked) {
+                self.unasked = self.unasked.saturating_add(1);
+            }
         }
         if !self.is_full() {
             self.requests.end();
@@ -104,13 +114,37 @@ impl Window {
 
     /// Whether the receiver is to be asked for news: somebody waits for them, or will
     /// soon, and nobody else asks. Linux never does.
-    pub(crate) fn wants_news(&mut self) -> bool {
-        if self.is_full() && self.requests.begin() {
-            return true;
+    pub(crate) fn wants_news(&mut self, now: Instant) -> bool {
+        let mut asks = !self.asked && self.unread.is_half_full(self.buf_alloc);
+        if self.is_full() {
+            if self.unasked >= TRUSTED {
+                self.requests.defer(now);
+            } else {
+                asks |= self.requests.begin();
+            }
         }
-        let soon = !self.asked && self.unread.is_half_full(self.buf_alloc);
-        self.asked |= soon;
-        soon
+        self.asked |= asks;
+        asks
+    }
+
+    /// A request goes to the receiver.
+    pub(crate) fn asked(&mut self, now: Instant) {
+        self.requests.sent(now);
+    }
+
+    /// When [`Self::expire`] is due.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.requests.deadline()
+    }
+
+    /// Whether by `now` the receiver is to be asked, having told nothing while somebody
+    /// waited.
+    pub(crate) fn expire(&mut self, now: Instant) -> bool {
+        let asks = self.requests.expire(now);
+        if asks {
+            (self.asked, self.unasked) = (true, 0);
+        }
+        asks
     }
 }
 
@@ -188,11 +222,11 @@ mod tests {
         window.update_sender(1000);
         update(&mut window, 100_000, 0);
         assert!(window.sent(999));
-        assert!(!window.wants_news());
+        assert!(!window.wants_news(Instant::now()));
         assert!(window.sent(1));
-        assert!(window.wants_news());
+        assert!(window.wants_news(Instant::now()));
         update(&mut window, 100_000, 500);
-        assert!(!window.wants_news());
+        assert!(!window.wants_news(Instant::now()));
     }
 
     #[test]
@@ -203,24 +237,56 @@ mod tests {
             window.sent(1);
             window.delivered(1);
         }
-        assert!(window.wants_news());
+        assert!(window.wants_news(Instant::now()));
         update(&mut window, 8192, 0);
-        assert!(!window.wants_news());
+        assert!(!window.wants_news(Instant::now()));
         update(&mut window, 8192, 1);
         window.sent(1);
         window.delivered(1);
-        assert!(window.wants_news());
+        assert!(window.wants_news(Instant::now()));
+    }
+
+    /// Fills the window and reads all of it, `count` times.
+    fn fill_and_read(window: &mut Window, count: usize) {
+        for _ in 0..count {
+            update(window, 4096, window.tx_cnt.0);
+            assert!(window.sent(4096));
+            window.delivered(4096);
+        }
+    }
+
+    #[test]
+    fn asks_who_tells_unasked_only_when_it_has_been_silent() {
+        let mut now = Instant::now();
+        let mut window = Window::default();
+        fill_and_read(&mut window, 1 + usize::from(TRUSTED));
+        assert!(!window.wants_news(now));
+        now = window.deadline().unwrap();
+        assert!(window.expire(now));
+        fill_and_read(&mut window, 2);
+        assert!(window.wants_news(now), "it is not trusted any more");
+    }
+
+    #[test]
+    fn who_tells_only_when_asked_is_asked_at_once_for_ever() {
+        let now = Instant::now();
+        let mut window = Window::default();
+        for _ in 0..1000 {
+            fill_and_read(&mut window, 1);
+            assert!(window.wants_news(now));
+            window.asked(now);
+        }
     }
 
     #[test]
     fn asks_for_news_when_somebody_waits_and_when_half_of_the_packets_are_unread() {
         let mut window = Window::default();
         update(&mut window, 4096, 0);
-        assert!(!window.wants_news());
+        assert!(!window.wants_news(Instant::now()));
         for expected in [false, true, false, true, false] {
             window.sent(1);
             window.delivered(1);
-            assert_eq!(window.wants_news(), expected);
+            assert_eq!(window.wants_news(Instant::now()), expected);
         }
     }
 }
