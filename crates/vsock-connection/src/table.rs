@@ -25,7 +25,7 @@ impl ConnectionId {
     }
 
     /// The id of this number.
-    pub fn from_u64(value: u64) -> Self {
+    pub const fn from_u64(value: u64) -> Self {
         Self {
             index: value as u32,
             generation: (value >> 32) as u32,

@@ -4,7 +4,8 @@
 //! whatever happens to either, [`Connections::settle`] carries the consequences over to
 //! the other and lets go of what is over.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use vsock_router::{ConnectionKind, ConnectionState, Record, Recorder};
 use crate::counters::Counters;
 use crate::host_end::{HostEnd, Read};
 use crate::memory::Piece;
-use crate::poller::{EventFlags, Poller, Token};
+use crate::poller::{EventFlags, Registry, Token};
 use crate::rx::{Room, RxPass};
 use crate::status::ConnectionStatus;
 
@@ -33,6 +34,8 @@ pub(crate) struct Connections {
     timeouts: Timeouts,
     counters: Arc<Counters>,
     recorder: Arc<Recorder>,
+    /// Where the sockets are watched.
+    registry: Registry,
     /// The time of this turn of the worker.
     now: Instant,
 }
@@ -45,6 +48,7 @@ impl Connections {
         timeouts: Timeouts,
         counters: Arc<Counters>,
         recorder: Arc<Recorder>,
+        registry: Registry,
     ) -> Self {
         Self {
             guest,
@@ -54,6 +58,7 @@ impl Connections {
             timeouts,
             counters,
             recorder,
+            registry,
             now: Instant::now(),
         }
     }
@@ -114,17 +119,14 @@ impl Connections {
     }
 
     /// Gives the guest the connection it asked for. `false` when there is no room.
-    pub(crate) fn accept(&mut self, request: &Header, socket: OwnedFd, poller: &Poller) -> bool {
+    pub(crate) fn accept(&mut self, request: &Header, socket: OwnedFd) -> bool {
         let connection = Connection::accepted(request, self.buf_alloc, self.timeouts);
         let record = self.record(ConnectionKind::GuestToHost, request.src, request.dst);
         let host = HostEnd::new(socket, None, record);
         let Ok(id) = self.table.insert(connection, host) else {
             return false;
         };
-        let watched = self.with_socket(id, |socket| {
-            poller.add(socket, Token::Connection(id), HostEnd::EVENTS)
-        });
-        if !watched {
+        if !self.watch(id, Registry::add) {
             self.drop_entry(id);
             return false;
         }
@@ -137,7 +139,7 @@ impl Connections {
 
     /// Asks the guest for a connection to its `port`. The socket is watched as a
     /// handshake so far. `false` when there is no room.
-    pub(crate) fn request(&mut self, port: PortNumber, socket: OwnedFd, poller: &Poller) -> bool {
+    pub(crate) fn request(&mut self, port: PortNumber, socket: OwnedFd) -> bool {
         let Some(host_port) = self.host_ports.take() else {
             return false;
         };
@@ -161,10 +163,7 @@ impl Connections {
             self.host_ports.free(host_port);
             return false;
         };
-        let watched = self.with_socket(id, |socket| {
-            poller.modify(socket, Token::Connection(id), HostEnd::EVENTS)
-        });
-        if !watched {
+        if !self.watch(id, Registry::modify) {
             self.drop_entry(id);
             return false;
         }
@@ -176,13 +175,36 @@ impl Connections {
         true
     }
 
-    fn with_socket(
+    /// Has the socket watched for what its end waits for now.
+    fn watch(
         &mut self,
         id: ConnectionId,
-        watch: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> std::io::Result<()>,
+        how: fn(&Registry, BorrowedFd<'_>, Token, EventFlags) -> io::Result<()>,
     ) -> bool {
-        let socket = self.table.get_mut(id).and_then(|entry| entry.host.socket());
-        socket.is_some_and(|socket| watch(socket).is_ok())
+        let Some(entry) = self.table.get_mut(id) else {
+            return false;
+        };
+        let events = entry.host.watch();
+        let socket = entry.host.socket();
+        socket.is_some_and(|socket| {
+            how(&self.registry, socket, Token::Connection(id), events).is_ok()
+        })
+    }
+
+    /// The socket has begun, or ceased, to be full: this is to be watched for.
+    fn rewatch(&mut self, id: ConnectionId) {
+        let changed = |host: &HostEnd| host.is_watched_otherwise() && host.socket().is_some();
+        let changed = self
+            .table
+            .get_mut(id)
+            .is_some_and(|entry| changed(&entry.host));
+        if changed
+            && !self.watch(id, Registry::modify)
+            && let Some(entry) = self.table.get_mut(id)
+        {
+            // Without being told of room nothing more could be written.
+            entry.connection.reset(Cause::HostError);
+        }
     }
 
     /// The connection that a packet belongs to, unless it is a REQUEST that shows that
@@ -253,6 +275,7 @@ impl Connections {
         entry.host.record.count(guest, len as u64);
         let done = entry.host.write(pieces, len);
         entry.connection.forwarded(done);
+        self.rewatch(id);
         self.settle(id);
     }
 
@@ -267,6 +290,7 @@ impl Connections {
         if entry.host.is_readable() {
             self.table.mark_ready(id);
         }
+        self.rewatch(id);
         self.settle(id);
     }
 
@@ -397,6 +421,11 @@ fn status(connection: &Connection, record: &Record) -> ConnectionStatus {
 /// means for the guest.
 fn settle_open(connection: &mut Connection, host: &mut HostEnd, now: Instant) {
     let ended = connection.guest_ended();
+    if ended.is_all() && host.is_flushed() {
+        // Closing the socket says it all.
+        connection.finish();
+        return;
+    }
     if ended.contains(ShutdownFlags::RECEIVE) {
         host.end_reading();
     }
@@ -408,9 +437,6 @@ fn settle_open(connection: &mut Connection, host: &mut HostEnd, now: Instant) {
     }
     if host.is_gone() {
         connection.end_host(ShutdownFlags::all(), now);
-    }
-    if ended.is_all() && host.is_flushed() {
-        connection.finish();
     }
 }
 

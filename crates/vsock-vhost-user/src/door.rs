@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use vsock_packet::{GuestCid, PortNumber};
 use crate::counters::Counters;
 use crate::events::{ClientRefusal, Event, Hub};
 use crate::handshake::Handshake;
-use crate::poller::{EventFlags, Poller, Token};
+use crate::poller::{EventFlags, Registry, Token};
 use crate::seldom::Seldom;
 
 /// Clients that may be about to say their port. One more, and the oldest has to go: who
@@ -55,6 +55,8 @@ pub(crate) struct Door {
     guest: GuestCid,
     counters: Arc<Counters>,
     hub: Arc<Hub>,
+    /// Where the clients are watched.
+    registry: Registry,
     warnings: Seldom,
 }
 
@@ -63,12 +65,16 @@ impl Door {
     pub(crate) fn new(
         guest: GuestCid,
         listener: UnixListener,
-        poller: &Poller,
+        registry: Registry,
         counters: Arc<Counters>,
         hub: Arc<Hub>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        poller.add(&listener, Token::Listener, EventFlags::IN | EventFlags::ET)?;
+        registry.add(
+            listener.as_fd(),
+            Token::Listener,
+            EventFlags::IN | EventFlags::ET,
+        )?;
         Ok(Self {
             listener,
             handshakes: Slab::new(),
@@ -78,6 +84,7 @@ impl Door {
             guest,
             counters,
             hub,
+            registry,
             warnings: Seldom::default(),
         })
     }
@@ -89,18 +96,13 @@ impl Door {
 
     /// Lets waiting clients in. Those that have said their port already come out at once.
     /// `true` when more may be waiting.
-    pub(crate) fn accept(
-        &mut self,
-        poller: &Poller,
-        now: Instant,
-        callers: &mut Vec<Caller>,
-    ) -> bool {
+    pub(crate) fn accept(&mut self, now: Instant, callers: &mut Vec<Caller>) -> bool {
         for _ in 0..ACCEPTS_PER_TURN {
             if !self.rung {
                 return false;
             }
             match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok(socket) => self.admit(socket, poller, now, callers),
+                Ok(socket) => self.admit(socket, now, callers),
                 Err(Errno::INTR | Errno::CONNABORTED) => (),
                 Err(Errno::AGAIN) => self.rung = false,
                 Err(error) => {
@@ -115,7 +117,7 @@ impl Door {
         self.rung
     }
 
-    fn admit(&mut self, socket: OwnedFd, poller: &Poller, now: Instant, callers: &mut Vec<Caller>) {
+    fn admit(&mut self, socket: OwnedFd, now: Instant, callers: &mut Vec<Caller>) {
         if self.handshakes.len() == MAX_HANDSHAKES {
             self.dismiss_oldest();
         }
@@ -123,8 +125,9 @@ impl Door {
         let key = self.handshakes.insert(Handshake::new(socket, deadline));
         self.by_age.push_back((deadline, key));
         let token = Token::Handshake(key as u32);
-        if poller
-            .add(&self.handshakes[key].socket, token, EVENTS)
+        if self
+            .registry
+            .add(self.handshakes[key].socket.as_fd(), token, EVENTS)
             .is_err()
         {
             self.handshakes.remove(key);

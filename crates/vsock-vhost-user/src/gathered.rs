@@ -182,7 +182,7 @@ impl Worker {
             debug!(path = %path.display(), %error, "cannot connect");
             Refusal::NotListening
         })?;
-        if !self.connections.accept(request, socket, &self.poller) {
+        if !self.connections.accept(request, socket) {
             return Err(Refusal::TooManyConnections);
         }
         self.counters.guest_connections.add(1);

@@ -10,7 +10,7 @@ use vsock_router::Record;
 
 use crate::memory::Piece;
 use crate::poller::EventFlags;
-use crate::socket_io;
+use crate::socket_io::{self, Received};
 use crate::tx_buffer::TxBuffer;
 
 /// The least and the most that is read from a socket at once, in bytes.
@@ -22,11 +22,15 @@ pub(crate) struct HostEnd {
     /// `None` once everything was delivered and the socket closed.
     socket: Option<OwnedFd>,
     buffer: TxBuffer,
+    /// What the socket is watched for.
+    watched: EventFlags,
     readable: bool,
     writable: bool,
     hung_up: bool,
     /// The application has shut something down: the end may be next.
     end_is_near: bool,
+    /// Reads may stop before all is read: at a byte sent out of band.
+    stops: bool,
     ended: Ended,
     read_size: usize,
     /// The host port that was assigned, to be freed.
@@ -58,15 +62,17 @@ pub(crate) enum Read {
 }
 
 impl HostEnd {
-    /// An end whose socket is connected, and watched for [`Self::EVENTS`].
+    /// An end whose socket is connected, and about to be [watched](Self::watch).
     pub(crate) fn new(socket: OwnedFd, assigned_port: Option<PortNumber>, record: Record) -> Self {
         Self {
             socket: Some(socket),
             buffer: TxBuffer::default(),
+            watched: EventFlags::empty(),
             readable: false,
             writable: true,
             hung_up: false,
             end_is_near: false,
+            stops: false,
             ended: Ended::default(),
             read_size: *READ_SIZES.start(),
             assigned_port,
@@ -74,17 +80,33 @@ impl HostEnd {
         }
     }
 
-    /// What the socket is to be watched for.
-    pub(crate) const EVENTS: EventFlags = EventFlags::IN
-        .union(EventFlags::OUT)
-        .union(EventFlags::RDHUP)
-        .union(EventFlags::ET);
+    /// What the socket is to be watched for now, and is from now on. Each read of the
+    /// application's makes room, so room is of interest only while something waits for it.
+    pub(crate) fn watch(&mut self) -> EventFlags {
+        self.watched = self.interest();
+        self.watched
+    }
+
+    /// Whether it is time to [watch](Self::watch) for something else.
+    pub(crate) fn is_watched_otherwise(&self) -> bool {
+        self.watched != self.interest()
+    }
+
+    fn interest(&self) -> EventFlags {
+        let always = EventFlags::IN | EventFlags::PRI | EventFlags::RDHUP | EventFlags::ET;
+        if self.buffer.is_empty() {
+            always
+        } else {
+            always | EventFlags::OUT
+        }
+    }
 
     /// Remembers what an event says.
     pub(crate) fn note(&mut self, events: EventFlags) {
         let gone = EventFlags::HUP | EventFlags::ERR;
         self.hung_up |= events.contains(EventFlags::HUP);
         self.end_is_near |= events.intersects(EventFlags::RDHUP | gone);
+        self.stops |= events.contains(EventFlags::PRI);
         self.readable |= events.intersects(EventFlags::IN | EventFlags::RDHUP | gone);
         self.writable |= events.intersects(EventFlags::OUT | gone);
     }
@@ -111,12 +133,16 @@ impl HostEnd {
             return Read::NotReady;
         };
         match socket_io::receive(socket.as_fd(), room) {
-            Ok(0) => {
+            Ok(Received { bytes: 0, .. }) => {
                 self.ended.reading = true;
                 Read::End
             }
-            Ok(bytes) => {
+            Ok(Received { bytes, cut_short }) => {
                 self.adapt_read_size(bytes, capacity);
+                // Less than there was room for is all there was, and what comes is told,
+                // as the end is.
+                let is_all = bytes < capacity && !cut_short;
+                self.readable = !is_all || self.end_is_near || self.stops;
                 Read::Bytes(bytes)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -262,14 +288,14 @@ impl HostEnd {
             return;
         };
         self.buffer = TxBuffer::default();
-        let _ = rustix::net::shutdown(&socket, Shutdown::Both);
-        if self.ended.reading && !self.readable {
-            return;
-        }
         let mut scrap = [0; 4096];
         let mut left = SOCKET_HOLDS;
         while let Ok((read @ 1.., _)) = rustix::net::recv(&socket, &mut scrap, RecvFlags::DONTWAIT)
         {
+            if left == SOCKET_HOLDS {
+                // There is more to read now, but it has an end.
+                let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+            }
             left = left.saturating_sub(read);
             if left == 0 {
                 return;
@@ -280,5 +306,180 @@ impl HostEnd {
     /// The socket, while it is open.
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{IoSlice, Read as _, Write};
+    use std::mem::MaybeUninit;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+    use vsock_connection::ConnectionId;
+    use vsock_packet::{Cid, SocketType, VsockAddr};
+    use vsock_router::{ConnectionKind, Recorder};
+
+    use super::*;
+    use crate::memory::Memory;
+    use crate::poller::{Poller, Token};
+
+    /// A connection's end, watched, and the application behind it.
+    struct Scene {
+        memory: Memory,
+        poller: Poller,
+        end: HostEnd,
+        application: UnixStream,
+    }
+
+    const TOKEN: Token = Token::Connection(ConnectionId::from_u64(1));
+    const ROOM: usize = 4096;
+
+    impl Scene {
+        fn set() -> Self {
+            let (application, ours) = UnixStream::pair().unwrap();
+            let record = Arc::new(Recorder::default()).record(
+                ConnectionKind::GuestToHost,
+                VsockAddr::new(Cid::new(3), 1),
+                VsockAddr::new(Cid::HOST, 2),
+                SocketType::Stream,
+                Instant::now(),
+            );
+            let mut end = HostEnd::new(ours.into(), None, record);
+            let poller = Poller::new().unwrap();
+            let events = end.watch();
+            let registry = poller.registry();
+            registry.add(end.socket().unwrap(), TOKEN, events).unwrap();
+            Self {
+                memory: Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap(),
+                poller,
+                end,
+                application,
+            }
+        }
+
+        /// Tells the end what has happened; the number of events.
+        fn hear(&mut self) -> usize {
+            let mut heard = 0;
+            self.poller.poll(|_, events| {
+                heard += 1;
+                self.end.note(events);
+            });
+            if self.end.is_watched_otherwise() {
+                let events = self.end.watch();
+                let registry = self.poller.registry();
+                registry
+                    .modify(self.end.socket().unwrap(), TOKEN, events)
+                    .unwrap();
+            }
+            heard
+        }
+
+        /// What is read until the end is not readable any more.
+        fn read_all(&mut self) -> Vec<u8> {
+            let mut all = Vec::new();
+            while self.end.is_readable() {
+                let room = self.memory.get_slice(GuestAddress(0), ROOM).unwrap();
+                if let Read::Bytes(bytes) = self.end.read(&[room], ROOM) {
+                    let mut read = vec![0; bytes];
+                    self.memory.read_slice(&mut read, GuestAddress(0)).unwrap();
+                    all.extend(read);
+                }
+            }
+            all
+        }
+
+        /// Writes until the application's socket is full.
+        fn fill(&mut self) {
+            let all = self.memory.get_slice(GuestAddress(0), 0x10000).unwrap();
+            while self.end.is_flushed() {
+                self.end.write(&[all], 0x10000);
+            }
+        }
+    }
+
+    #[test]
+    fn what_leaves_room_was_all_there_was() {
+        let mut scene = Scene::set();
+        scene.application.write_all(b"hello").unwrap();
+        scene.hear();
+        let room = scene.memory.get_slice(GuestAddress(0), ROOM).unwrap();
+        assert_eq!(scene.end.read(&[room], ROOM), Read::Bytes(5));
+        assert!(!scene.end.is_readable());
+        scene.application.write_all(b"again").unwrap();
+        scene.hear();
+        assert_eq!(scene.read_all(), b"again");
+    }
+
+    #[test]
+    fn the_end_behind_the_last_bytes_is_read() {
+        let mut scene = Scene::set();
+        scene.application.write_all(b"bye").unwrap();
+        scene
+            .application
+            .shutdown(std::net::Shutdown::Write)
+            .unwrap();
+        scene.hear();
+        assert_eq!(scene.read_all(), b"bye");
+        assert!(scene.end.ended.reading);
+    }
+
+    #[test]
+    fn descriptors_on_the_way_hide_nothing_behind_them() {
+        let mut scene = Scene::set();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let passed = [scene.poller.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&passed)));
+        let bytes = [IoSlice::new(b"with, ")];
+        let flags = SendFlags::empty();
+        rustix::net::sendmsg(&scene.application, &bytes, &mut control, flags).unwrap();
+        scene.application.write_all(b"without").unwrap();
+        scene.hear();
+        assert_eq!(scene.read_all(), b"with, without");
+    }
+
+    #[test]
+    fn bytes_out_of_band_hide_nothing_behind_them() {
+        let mut scene = Scene::set();
+        scene.application.write_all(b"before, ").unwrap();
+        rustix::net::send(&scene.application, b"!", SendFlags::OOB).unwrap();
+        scene.application.write_all(b"after").unwrap();
+        scene.hear();
+        assert_eq!(scene.read_all(), b"before, after");
+    }
+
+    #[test]
+    fn hears_of_room_only_while_something_waits_for_it() {
+        let mut scene = Scene::set();
+        let mut taken = vec![0; 1 << 20];
+        scene
+            .end
+            .write(&[scene.memory.get_slice(GuestAddress(0), 10).unwrap()], 10);
+        assert_eq!(scene.application.read(&mut taken).unwrap(), 10);
+        assert_eq!(scene.hear(), 0, "there was room all the time");
+        scene.fill();
+        assert_eq!(scene.hear(), 0);
+        scene.application.set_nonblocking(true).unwrap();
+        while scene.hear() == 0 {
+            assert!(scene.application.read(&mut taken).unwrap() > 0);
+        }
+        assert!(scene.end.flush() > 0);
+        assert!(scene.end.is_flushed());
+        scene.hear();
+        scene.hear();
+        assert!(scene.application.read(&mut taken).unwrap() > 0);
+        assert_eq!(scene.hear(), 0, "nothing waits any more");
+    }
+
+    #[test]
+    fn what_nobody_read_is_no_error_to_the_application() {
+        let mut scene = Scene::set();
+        scene.application.write_all(b"unread").unwrap();
+        scene.end.close();
+        assert_eq!(scene.application.read(&mut [0; 10]).unwrap(), 0);
     }
 }

@@ -68,7 +68,7 @@ impl Token {
 /// The epoll instance of a worker, its timer and its wake-up.
 #[derive(Debug)]
 pub(crate) struct Poller {
-    epoll: OwnedFd,
+    registry: Registry,
     timer: OwnedFd,
     waker: Waker,
     armed: Option<Instant>,
@@ -77,7 +77,7 @@ pub(crate) struct Poller {
 impl Poller {
     pub(crate) fn new() -> io::Result<Self> {
         let poller = Self {
-            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            registry: Registry(Arc::new(epoll::create(CreateFlags::CLOEXEC)?)),
             timer: timerfd_create(
                 TimerfdClockId::Monotonic,
                 TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
@@ -88,36 +88,22 @@ impl Poller {
             )?)),
             armed: None,
         };
-        poller.add(&poller.timer, Token::Timer, EventFlags::IN)?;
-        poller.add(&poller.waker.0, Token::Wake, EventFlags::IN)?;
+        let registry = poller.registry();
+        registry.add(poller.timer.as_fd(), Token::Timer, EventFlags::IN)?;
+        registry.add(poller.waker.0.as_fd(), Token::Wake, EventFlags::IN)?;
         Ok(poller)
     }
 
-    /// Watches a descriptor.
-    pub(crate) fn add(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::add(
-            &self.epoll,
-            fd,
-            EventData::new_u64(token.to_u64()),
-            flags,
-        )?)
-    }
-
-    /// Watches a descriptor under another token. What is ready is told again.
-    pub(crate) fn modify(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::modify(
-            &self.epoll,
-            fd,
-            EventData::new_u64(token.to_u64()),
-            flags,
-        )?)
+    /// What this poller watches, for others to change.
+    pub(crate) fn registry(&self) -> Registry {
+        self.registry.clone()
     }
 
     /// The next events, up to a batch of them, without waiting. `true` in the end when
     /// there may be more.
     pub(crate) fn poll(&mut self, mut handle: impl FnMut(Token, EventFlags)) -> bool {
         let mut space = [const { MaybeUninit::<Event>::uninit() }; BATCH];
-        let events = match epoll::wait(&self.epoll, &mut space, Some(&Timespec::default())) {
+        let events = match epoll::wait(&self.registry.0, &mut space, Some(&Timespec::default())) {
             Ok((events, _)) => events,
             // Interrupted: the events are still there.
             Err(_) => return true,
@@ -176,6 +162,42 @@ impl Poller {
     }
 }
 
+/// What a poller watches.
+#[derive(Clone, Debug)]
+pub(crate) struct Registry(Arc<OwnedFd>);
+
+impl Registry {
+    /// Watches a descriptor.
+    pub(crate) fn add(
+        &self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        flags: EventFlags,
+    ) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.0,
+            fd,
+            EventData::new_u64(token.to_u64()),
+            flags,
+        )?)
+    }
+
+    /// Watches a descriptor under another token. What is ready is told again.
+    pub(crate) fn modify(
+        &self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        flags: EventFlags,
+    ) -> io::Result<()> {
+        Ok(epoll::modify(
+            &self.0,
+            fd,
+            EventData::new_u64(token.to_u64()),
+            flags,
+        )?)
+    }
+}
+
 /// Wakes a poller, from any thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Waker(Arc<OwnedFd>);
@@ -190,13 +212,13 @@ impl Waker {
 
 impl AsFd for Poller {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.epoll.as_fd()
+        self.registry.0.as_fd()
     }
 }
 
 impl AsRawFd for Poller {
     fn as_raw_fd(&self) -> RawFd {
-        self.epoll.as_raw_fd()
+        self.registry.0.as_raw_fd()
     }
 }
 
@@ -237,7 +259,7 @@ mod tests {
     fn awaited(poller: &mut Poller) -> Vec<Token> {
         rustix::event::poll(
             &mut [rustix::event::PollFd::new(
-                &poller.epoll,
+                &poller.registry.0,
                 rustix::event::PollFlags::IN,
             )],
             Some(&Timespec {

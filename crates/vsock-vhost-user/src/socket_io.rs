@@ -39,7 +39,7 @@ pub(crate) fn send(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<u
 }
 
 fn send_some(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<usize> {
-    with_message(pieces, |message| {
+    let (sent, _) = with_message(pieces, |message| {
         // SAFETY: `message` is valid for the call, and so are the pieces it points to:
         // they borrow from mapped guest memory. The kernel only reads them, and whatever
         // a guest writes meanwhile is data to it.
@@ -50,27 +50,41 @@ fn send_some(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<usize> 
                 libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
             )
         }
-    })
+    })?;
+    Ok(sent)
 }
 
-/// Receives into pieces of guest memory, one after the other, without waiting. Returns
-/// the bytes received; zero at the end of the stream.
+/// What came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Received {
+    /// Zero at the end of the stream.
+    pub(crate) bytes: usize,
+    /// It may not be all there was, though there was room: more pieces than one system call
+    /// takes, or descriptors that came with it and were dropped, which the kernel reads no
+    /// further than.
+    pub(crate) cut_short: bool,
+}
+
+/// Receives into pieces of guest memory, one after the other, without waiting.
 ///
 /// # Errors
 ///
 /// Those of `recvmsg(2)`; EFAULT where the memory behind a piece is gone.
-pub(crate) fn receive(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<usize> {
-    with_message(pieces, |message| {
+pub(crate) fn receive(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<Received> {
+    let (bytes, flags) = with_message(pieces, |message| {
         // SAFETY: as above; the kernel writes to guest memory, which nothing in this
         // process holds a reference to, only volatile slices.
         unsafe { libc::recvmsg(socket.as_raw_fd(), message, libc::MSG_DONTWAIT) }
-    })
+    })?;
+    let cut_short = pieces.len() > MAX_PIECES || flags & libc::MSG_CTRUNC != 0;
+    Ok(Received { bytes, cut_short })
 }
 
+/// The bytes moved by `call`, and the message's flags after it.
 fn with_message(
     pieces: &[Piece<'_>],
     call: impl Fn(*mut libc::msghdr) -> libc::ssize_t,
-) -> io::Result<usize> {
+) -> io::Result<(usize, libc::c_int)> {
     let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; MAX_PIECES];
     let count = pieces.len().min(MAX_PIECES);
     for (vector, piece) in vectors.iter_mut().zip(pieces) {
@@ -86,7 +100,7 @@ fn with_message(
     message.msg_iovlen = count as _;
     loop {
         match usize::try_from(call(&raw mut message)) {
-            Ok(bytes) => return Ok(bytes),
+            Ok(bytes) => return Ok((bytes, message.msg_flags)),
             Err(_) => {
                 let error = io::Error::last_os_error();
                 if error.kind() != io::ErrorKind::Interrupted {
@@ -137,7 +151,7 @@ mod tests {
         let sent = send(one.as_fd(), &pieces(&mem, &[(0x100, 7), (0x900, 5)])).unwrap();
         assert_eq!(sent, 12);
         let into = pieces(&mem, &[(0x2000, 3), (0x3000, 100)]);
-        assert_eq!(receive(other.as_fd(), &into).unwrap(), 12);
+        assert_eq!(receive(other.as_fd(), &into).unwrap().bytes, 12);
         let mut bytes = [0; 12];
         mem.read_slice(&mut bytes[..3], GuestAddress(0x2000))
             .unwrap();
@@ -171,7 +185,7 @@ mod tests {
             send(one.as_fd(), &all).unwrap_err().kind(),
             io::ErrorKind::BrokenPipe
         );
-        assert_eq!(receive(one.as_fd(), &all).unwrap(), 0);
+        assert_eq!(receive(one.as_fd(), &all).unwrap().bytes, 0);
     }
 
     #[test]

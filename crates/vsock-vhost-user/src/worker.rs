@@ -126,7 +126,7 @@ impl Worker {
         let door = Door::new(
             config.cid,
             listener,
-            &poller,
+            poller.registry(),
             Arc::clone(&counters),
             Arc::clone(hub),
         )?;
@@ -137,6 +137,7 @@ impl Worker {
             Timeouts::default(),
             Arc::clone(&counters),
             Arc::clone(switch.recorder()),
+            poller.registry(),
         );
         let port = Arc::new(RxPort::new(poller.waker()));
         let groups = Groups::from_iter(config.groups.iter().cloned());
@@ -380,12 +381,12 @@ impl Worker {
     /// Lets host applications in, and asks the guest for what they want. `true` when
     /// more of them are waiting.
     fn admit_callers(&mut self, now: Instant) -> bool {
-        let more = self.door.accept(&self.poller, now, &mut self.callers);
+        let more = self.door.accept(now, &mut self.callers);
         let mut callers = std::mem::take(&mut self.callers);
         for Caller { port, socket } in callers.drain(..) {
             let why = if !self.port.is_up() {
                 ClientRefusal::NotUp
-            } else if !self.connections.request(port, socket, &self.poller) {
+            } else if !self.connections.request(port, socket) {
                 ClientRefusal::TooManyConnections
             } else {
                 continue;
