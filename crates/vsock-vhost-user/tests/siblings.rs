@@ -7,47 +7,13 @@ mod common;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{AT_ONCE, Device, assert_at_once, pattern};
+use common::{AT_ONCE, PORT, assert_at_once, connect, house, is_up, pattern};
 use vsock_packet::{Cid, Features, Header, Op, ShutdownFlags, SocketType, VsockAddr};
 use vsock_testkit::host::Service;
-use vsock_testkit::{
-    Behaviour, Error, Guest, Layout, Refill, RxBuffers, Setup, State, StreamId, feature,
-};
-
-const PORT: u32 = 1234;
-
-/// A server whose guests of these CIDs are in these groups.
-fn house(guests: &[(u64, &[&str])]) -> Device {
-    let device = Device::start();
-    device.remove(common::CID);
-    for (cid, groups) in guests {
-        let mut config = device.config(*cid);
-        config.groups = groups.iter().map(ToString::to_string).collect();
-        device.server.add(config).unwrap();
-    }
-    device
-}
+use vsock_testkit::{Behaviour, Error, Guest, Layout, Refill, RxBuffers, Setup, State, feature};
 
 fn at(guest: &Guest, port: u32) -> VsockAddr {
     guest.at(port)
-}
-
-/// Waits until a guest's device serves its rings: it answers.
-fn is_up(guest: &mut Guest) {
-    assert!(guest.connect(1).is_err(), "nobody is at the host's port 1");
-}
-
-/// A connection from the first guest to the second, while both are in this thread.
-fn connect(one: &mut Guest, other: &mut Guest) -> Result<(StreamId, StreamId), Error> {
-    is_up(other);
-    other.listen(PORT);
-    let theirs = at(other, PORT);
-    let stream = one.start_connect(theirs)?;
-    let accepted = other.accept(PORT)?;
-    one.wait_until("the RESPONSE", |one| {
-        one.stream(stream).peer_buf_alloc() > 0
-    })?;
-    Ok((stream, accepted))
 }
 
 /// Has a guest ask for a connection that it must not get.

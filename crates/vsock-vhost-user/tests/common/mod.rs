@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "the test files are its users")]
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 
+mod house;
 mod pair;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use vsock_packet::{Cid, GuestCid, Header, Op, VsockAddr};
 use vsock_testkit::{Error, Guest, Setup};
 use vsock_vhost_user::{AddError, GuestConfig, Server};
 
+pub use house::{PORT, connect, house, is_up};
 pub use pair::{pair, pair_of, pair_with};
 
 /// The CID of the guest that every [`Device`] serves.
