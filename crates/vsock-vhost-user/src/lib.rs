@@ -24,6 +24,29 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Guests come and go, and change, while it runs; any thread may see to that:
+//!
+//! ```
+//! use vsock_packet::GuestCid;
+//! use vsock_vhost_user::{Changes, GuestConfig, Server};
+//!
+//! let dir = std::env::temp_dir().join(format!("vsock-front-page-{}", std::process::id()));
+//! std::fs::create_dir(&dir)?;
+//! let server = Server::new();
+//! let events = server.events();
+//! let cid = GuestCid::new(3)?;
+//! server.add(GuestConfig::new(cid, dir.join("vm3.sock"), dir.join("vm3.vsock")))?;
+//! let changes = Changes { groups: Some(vec!["friends".to_owned()]), ..Changes::default() };
+//! server.change(cid, &changes)?;
+//! assert_eq!(server.guest(cid).unwrap().groups, ["friends"]);
+//! assert!(server.connections(None).is_empty());
+//! assert!(server.remove(cid));
+//! let happened = events.recv_timeout(std::time::Duration::ZERO)?;
+//! println!("{happened:?}"); // GuestAdded
+//! std::fs::remove_dir(&dir)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Guarantees
 //!
 //! * TX never waits: each chain a guest sends is dealt with and returned in the turn of
