@@ -11,6 +11,8 @@
 //! cargo run -p vsock-vhost-user --example manage -- 60
 //! ```
 
+#![allow(clippy::print_stdout, reason = "it shows what happens")]
+
 use std::error::Error;
 use std::sync::Arc;
 use std::thread;
