@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::{
     AtomicAccess, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
+    GuestMemoryRegion,
 };
 
 use crate::Error;
@@ -36,10 +37,37 @@ impl Memory {
     ///
     /// [`Error::Io`] when the system gives no memory, or the regions overlap.
     pub fn new(regions: &[(u64, usize)]) -> Result<Self, Error> {
+        Self::of(regions, SealFlags::SHRINK)
+    }
+
+    /// The same, of memfds that may be [taken back](Self::take_back).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the system gives no memory, or the regions overlap.
+    pub fn unsealed(regions: &[(u64, usize)]) -> Result<Self, Error> {
+        Self::of(regions, SealFlags::empty())
+    }
+
+    /// Takes the memory behind each region back from everybody who has mapped it, this
+    /// process too: nobody here may touch it from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when it is sealed.
+    pub fn take_back(&self) -> Result<(), Error> {
+        let files = self.map.iter().filter_map(|region| region.file_offset());
+        for file in files {
+            ftruncate(file.file(), 0).map_err(Error::io("ftruncate a memfd"))?;
+        }
+        Ok(())
+    }
+
+    fn of(regions: &[(u64, usize)], seals: SealFlags) -> Result<Self, Error> {
         let mut ranges = Vec::with_capacity(regions.len());
         let mut free = FreeList::default();
         for &(start, len) in regions {
-            let file = FileOffset::new(memfd(len as u64)?, 0);
+            let file = FileOffset::new(memfd(len as u64, seals)?, 0);
             ranges.push((GuestAddress(start), len, Some(file)));
             free.add_region(start, len as u64);
         }
@@ -158,14 +186,14 @@ fn outside(address: GuestAddress, error: impl std::fmt::Display) -> ! {
     panic!("{:#x} is not in guest memory: {error}", address.0)
 }
 
-fn memfd(len: u64) -> Result<File, Error> {
+fn memfd(len: u64, seals: SealFlags) -> Result<File, Error> {
     let fd = memfd_create(
         "guest-memory",
         MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
     )
     .map_err(Error::io("memfd_create"))?;
     ftruncate(&fd, len).map_err(Error::io("ftruncate a memfd"))?;
-    fcntl_add_seals(&fd, SealFlags::SHRINK).map_err(Error::io("seal a memfd"))?;
+    fcntl_add_seals(&fd, seals).map_err(Error::io("seal a memfd"))?;
     Ok(fd.into())
 }
 

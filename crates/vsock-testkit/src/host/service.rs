@@ -1,12 +1,13 @@
 //! Host servers that go by themselves.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, spawn};
 
 use crate::Error;
@@ -29,7 +30,8 @@ pub struct Service {
 #[derive(Debug, Default)]
 struct Shared {
     ending: AtomicBool,
-    streams: Mutex<Vec<UnixStream>>,
+    /// The connections that have not ended, by number.
+    streams: Mutex<HashMap<usize, UnixStream>>,
 }
 
 impl Service {
@@ -124,44 +126,47 @@ impl Drop for Service {
 }
 
 impl Shared {
-    fn add(&self, stream: UnixStream) {
-        self.streams
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(stream);
+    fn streams(&self) -> MutexGuard<'_, HashMap<usize, UnixStream>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, number: usize, stream: UnixStream) {
+        self.streams().insert(number, stream);
         if self.ending.load(Ordering::SeqCst) {
             self.end_streams();
         }
     }
 
     fn end_streams(&self) {
-        for stream in self
-            .streams
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .drain(..)
-        {
+        for (_, stream) in self.streams().drain() {
             // It may have ended already.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
 
-fn accept_all(listener: &UnixListener, shared: &Shared, act: &Arc<Act>, record: &Sender<Vec<u8>>) {
+fn accept_all(
+    listener: &UnixListener,
+    shared: &Arc<Shared>,
+    act: &Arc<Act>,
+    record: &Sender<Vec<u8>>,
+) {
     let mut threads = Vec::new();
     while let Ok((mut stream, _)) = listener.accept() {
         if shared.ending.load(Ordering::SeqCst) {
             break;
         }
-        shared.add(match stream.try_clone() {
-            Ok(clone) => clone,
+        let number = threads.len();
+        match stream.try_clone() {
+            Ok(clone) => shared.add(number, clone),
             Err(_) => continue,
-        });
-        let (act, record) = (Arc::clone(act), record.clone());
+        }
+        let (act, record, shared) = (Arc::clone(act), record.clone(), Arc::clone(shared));
         threads.push(spawn(move || {
             let outcome = act(&mut stream);
             // The clone above keeps the socket open.
             let _ = stream.shutdown(Shutdown::Both);
+            shared.streams().remove(&number);
             if let Ok(bytes) = outcome {
                 // Nobody need be interested.
                 let _ = record.send(bytes);
