@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
@@ -9,13 +10,16 @@ use vhost::vhost_user::Backend as FrontendChannel;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::{virtio_config, virtio_ring};
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
 use vsock_packet::{Config, Features};
 
-use crate::memory::{SharedMemory, Vring};
+use crate::fault::Fault;
+use crate::memory::SharedMemory;
+use crate::vring::Vring;
 use crate::worker::{Cause, RX, TX, Worker};
 
 /// Rings of the device: RX, TX and events (virtio 1.4, §5.10.2). QEMU keeps the last one
@@ -25,6 +29,10 @@ const NUM_QUEUES: usize = 3;
 /// The token under which the worker's poller is watched; those up to the number of
 /// queues are the crate's.
 pub(crate) const POLLER_TOKEN: u64 = NUM_QUEUES as u64 + 1;
+
+/// The most regions a guest's memory may have, as the crate tells frontends
+/// (GET_MAX_MEM_SLOTS). Each takes a descriptor and a mapping, which all guests share.
+const MAX_REGIONS: usize = 509;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -113,8 +121,15 @@ impl VhostUserBackend for Backend {
         self.config.read(offset, size).unwrap_or_default()
     }
 
-    fn update_memory(&self, _memory: SharedMemory) -> io::Result<()> {
-        // Each pass takes its own view of the memory.
+    /// Each pass takes its own view of the memory. The crate tells frontends how many
+    /// regions there may be, and takes any number.
+    fn update_memory(&self, memory: SharedMemory) -> io::Result<()> {
+        let count = memory.memory().num_regions();
+        if count > MAX_REGIONS {
+            let guest = self.config.guest_cid;
+            warn!(%guest, count, "the frontend has more memory regions than there may be");
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         Ok(())
     }
 
@@ -141,7 +156,7 @@ impl VhostUserBackend for Backend {
         Ok(())
     }
 
-    /// Never an error: the crate ends the worker on one.
+    /// Neither an error nor a panic: the crate ends the worker on one, and nobody learns it.
     fn handle_event(
         &self,
         device_event: u16,
@@ -155,7 +170,12 @@ impl VhostUserBackend for Backend {
             _ if u64::from(device_event) == POLLER_TOKEN => Cause::Host,
             _ => return Ok(()),
         };
-        self.worker().turn_with(cause, vrings);
+        let turn = AssertUnwindSafe(|| self.worker().turn_with(cause, vrings));
+        if catch_unwind(turn).is_err() {
+            // What the worker has of this session may be anything: it ends, and with it all
+            // connections.
+            self.worker().condemn(Fault::Panic);
+        }
         Ok(())
     }
 }

@@ -62,6 +62,8 @@ counters! {
     malformed_chains,
     /// Connections reset for what the guest did on them.
     violations,
+    /// Sessions ended because the guest's VMM made it impossible to go on.
+    faults,
     /// Connections ended because the guest did not answer in time.
     timeouts,
 }

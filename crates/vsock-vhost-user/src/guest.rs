@@ -10,10 +10,10 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{info, warn};
 use vhost::vhost_user::Listener;
-use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
+use vhost_user_backend::VhostUserDaemon;
 use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::epoll::EventSet;
 use vsock_packet::Config;
@@ -23,6 +23,7 @@ use crate::handle::Handle;
 use crate::memory::Memory;
 use crate::server::Seat;
 use crate::socket_io;
+use crate::stop::Stop;
 use crate::unix_socket::SocketPath;
 use crate::worker::{Cause, Worker};
 
@@ -38,18 +39,6 @@ pub(crate) struct Guest {
     _paths: Vec<SocketPath>,
 }
 
-/// How a guest's thread is told to end.
-struct Stop {
-    event: rustix::fd::OwnedFd,
-    state: Mutex<StopState>,
-}
-
-#[derive(Default)]
-struct StopState {
-    asked: bool,
-    session: Option<ShutdownHandle>,
-}
-
 impl Guest {
     pub(crate) fn start(
         handle: Arc<Handle>,
@@ -59,10 +48,7 @@ impl Guest {
         paths: Vec<SocketPath>,
         seat: Seat,
     ) -> io::Result<Self> {
-        let stop = Arc::new(Stop {
-            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            state: Mutex::default(),
-        });
+        let stop = Arc::new(Stop::new()?);
         // Accepting waits, but only for a frontend that is known to be there.
         listener.set_nonblocking(false)?;
         let cid = handle.cid;
@@ -100,26 +86,6 @@ impl Drop for Guest {
             && thread.join().is_err()
         {
             warn!("a guest's thread has panicked");
-        }
-    }
-}
-
-impl Stop {
-    fn ask(&self) {
-        let mut state = lock(&self.state);
-        state.asked = true;
-        if let Some(session) = &state.session {
-            session.shutdown();
-        }
-        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-    }
-
-    /// A session has begun or ended: it is what is to be shut down.
-    fn set_session(&self, session: Option<ShutdownHandle>) {
-        let mut state = lock(&self.state);
-        state.session = session;
-        if let (true, Some(session)) = (state.asked, &state.session) {
-            session.shutdown();
         }
     }
 }
@@ -173,7 +139,7 @@ impl Service {
     /// Waits for something to do; not for frontends, but for a while, when `backing_off`.
     fn wait(&self, backing_off: bool) -> Wake {
         let mut fds = [
-            PollFd::new(&self.stop.event, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.stop.event(), PollFlags::IN),
             PollFd::new(&self.poller, PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
         ];
@@ -214,9 +180,9 @@ impl Service {
         let memory = GuestMemoryAtomic::new(Memory::new());
         let name = format!("vhost-user-{}", self.config.guest_cid);
         let mut daemon = VhostUserDaemon::new(name, Arc::clone(backend), memory.clone())?;
-        lock(&self.worker).begin_session(memory);
+        lock(&self.worker).begin_session(memory, Arc::clone(&self.stop));
         let result = self.serve_with(&mut daemon);
-        self.stop.set_session(None);
+        self.stop.forget_session();
         lock(&self.worker).end_session();
         result
     }
@@ -229,7 +195,9 @@ impl Service {
                 .map_err(ServeError::Register)?;
         }
         daemon.start(&mut self.frontends)?;
-        self.stop.set_session(daemon.shutdown_handle());
+        if let Some(session) = daemon.shutdown_handle() {
+            self.stop.set_session(session);
+        }
         if let Err(error) = daemon.wait() {
             // How a frontend leaves is its own affair.
             info!(guest = %self.config.guest_cid, %error, "the session has ended");

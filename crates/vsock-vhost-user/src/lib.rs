@@ -56,7 +56,11 @@
 //! * Everything is bounded: connections, handshakes, what is kept for slow readers.
 //! * A fault stays in its connection, else in its guest.
 //!
-//! Unsafe code is confined to the module that hands guest memory to system calls.
+//! A VMM that truncates its guest's memory would end the process by a signal: a process
+//! that is to outlive that calls [`catch_memory_faults`] first.
+//!
+//! Unsafe code is confined to the module that hands guest memory to system calls and to the
+//! one that handles that signal.
 
 #![deny(unsafe_code)]
 
@@ -66,6 +70,7 @@ mod connections;
 mod counters;
 mod door;
 mod events;
+mod fault;
 mod gathered;
 mod guest;
 mod handle;
@@ -73,6 +78,7 @@ mod handshake;
 mod host_end;
 mod inbox;
 mod memory;
+mod memory_faults;
 mod poller;
 mod ring;
 mod rx;
@@ -80,14 +86,17 @@ mod seldom;
 mod server;
 mod socket_io;
 mod status;
+mod stop;
 mod tx;
 mod tx_buffer;
 mod unix_socket;
+mod vring;
 mod worker;
 
 pub use config::{Changes, GuestConfig, VhostUserSocket};
 pub use counters::CounterValues;
 pub use events::{ClientRefusal, Event, Events, NoEvent};
+pub use memory_faults::catch_memory_faults;
 pub use server::{AddError, ChangeError, Server};
 pub use status::{ConnectionStatus, GuestState, GuestStatus};
 pub use vsock_router::{ConnectionId, ConnectionKind, ConnectionState, SiblingCounters};

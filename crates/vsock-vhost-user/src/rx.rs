@@ -18,9 +18,11 @@ use vsock_packet::{HEADER_LEN, RawHeader};
 use vsock_router::{Packet, Port, Receiver};
 
 use crate::backend::lock;
-use crate::memory::{Memory, Piece, SharedMemory, Vring};
+use crate::memory::{Memory, Piece, SharedMemory};
+use crate::memory_faults;
 use crate::poller::Waker;
 use crate::ring::RingPass;
+use crate::vring::Vring;
 
 /// Buffers of no use to a packet that one pass puts up with. Each costs whoever makes the
 /// pass, perhaps a sibling, so more of them are left to the guest's own worker.
@@ -94,22 +96,33 @@ impl RxPort {
         else {
             return None;
         };
+        let fault = ring.fault();
+        if fault.get().is_some() {
+            return None;
+        }
         let mut ring = ring.get_mut();
         if !ring.is_enabled() {
             return None;
         }
         let memory = memory.memory();
-        let begun = RingPass::begin(ring.get_queue_mut(), &memory)?;
-        let mut pass = RxPass::begin(begun, &memory, *starved);
-        let result = fill(&mut pass);
-        *starved = pass.starved;
-        if pass.ring.is_exhausted() {
+        let result = memory_faults::within(&memory, fault, || {
+            let begun = RingPass::begin(ring.get_queue_mut(), &memory)?;
+            let mut pass = RxPass::begin(begun, &memory, *starved);
+            let result = fill(&mut pass);
+            *starved = pass.starved;
+            if pass.ring.is_exhausted() {
+                self.waker.wake();
+            }
+            if pass.end() {
+                self.owed.store(true, Ordering::Relaxed);
+            }
+            Some(result)
+        });
+        if fault.get().is_some() {
+            // The guest's worker is to end the session, whoever found it out.
             self.waker.wake();
         }
-        if pass.end() {
-            self.owed.store(true, Ordering::Relaxed);
-        }
-        Some(result)
+        result
     }
 }
 
@@ -118,8 +131,8 @@ impl Port for RxPort {
         let state = self.lock();
         state.open
             && state.ring.as_ref().is_some_and(|(ring, _)| {
-                let ring = ring.get_ref();
-                ring.get_queue().ready() && ring.is_enabled()
+                let state = ring.get_ref();
+                ring.fault().get().is_none() && state.get_queue().ready() && state.is_enabled()
             })
     }
 
@@ -131,8 +144,7 @@ impl Port for RxPort {
         if self.owed.swap(false, Ordering::Relaxed)
             && let Some((ring, _)) = &self.lock().ring
         {
-            // Nobody listening to the call is the frontend's choice.
-            let _ = ring.signal_used_queue();
+            ring.notify();
         }
     }
 

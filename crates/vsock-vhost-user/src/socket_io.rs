@@ -1,7 +1,7 @@
 //! Payload between guest memory and sockets, copied by the kernel alone.
 //!
-//! The only unsafe code of this crate, with the closing of a descriptor: the system calls
-//! take pointers into guest memory, which the safe wrappers could only offer as slices.
+//! With unsafe code, as has the closing of a descriptor: the system calls take pointers
+//! into guest memory, which the safe wrappers could only offer as slices.
 
 #![allow(unsafe_code)]
 
@@ -10,6 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::memory::Piece;
+use crate::memory_faults;
 
 /// The most pieces one system call takes (IOV_MAX).
 const MAX_PIECES: usize = 1024;
@@ -103,6 +104,9 @@ fn with_message(
             Ok(bytes) => return Ok((bytes, message.msg_flags)),
             Err(_) => {
                 let error = io::Error::last_os_error();
+                if error.raw_os_error() == Some(libc::EFAULT) {
+                    memory_faults::note_efault();
+                }
                 if error.kind() != io::ErrorKind::Interrupted {
                     return Err(error);
                 }

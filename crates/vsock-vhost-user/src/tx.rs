@@ -7,39 +7,60 @@
 
 use tracing::debug;
 use vhost_user_backend::VringT;
-use virtio_queue::DescriptorChain;
+use virtio_queue::{DescriptorChain, Queue};
 use vm_memory::GuestAddressSpace;
 use vsock_packet::chain::read_packet;
 
 use crate::gathered::Gathered;
 use crate::memory::Memory;
+use crate::memory_faults;
 use crate::ring::RingPass;
 use crate::worker::Worker;
 
 /// Chains after which the guest gets back what was dealt with.
 const CHAINS_PER_PUBLISH: usize = 32;
 
+/// What a pass over the TX ring leaves to be done.
+#[derive(Default)]
+struct Drained {
+    /// The driver wants to be notified.
+    notify: bool,
+    /// There may be more to take.
+    more: bool,
+}
+
 impl Worker {
     /// Takes what the guest sent, at most as many chains as its ring is long. `true` when
     /// there is more.
     pub(crate) fn drain_tx(&mut self) -> bool {
-        let Some((ring, memory)) = self.tx_ring() else {
+        let Some((vring, memory)) = self.tx_ring() else {
             return false;
         };
-        let mut ring = ring.get_mut();
-        if !ring.is_enabled() {
+        let mut ring = vring.get_mut();
+        if !ring.is_enabled() || vring.fault().get().is_some() {
             return false;
         }
         let memory = memory.memory();
-        let Some(mut pass) = RingPass::begin(ring.get_queue_mut(), &memory) else {
-            return false;
+        let drained = memory_faults::within(&memory, vring.fault(), || {
+            self.drain(ring.get_queue_mut(), &memory)
+        });
+        drop(ring);
+        if drained.notify {
+            vring.notify();
+        }
+        drained.more
+    }
+
+    fn drain(&mut self, queue: &mut Queue, memory: &Memory) -> Drained {
+        let mut drained = Drained::default();
+        let Some(mut pass) = RingPass::begin(queue, memory) else {
+            return drained;
         };
-        let mut notify = false;
         let mut idle_rounds = 0;
         pass.disable_kicks();
         loop {
-            let taken = self.take_chains(&mut pass, &memory);
-            notify |= pass.publish().unwrap_or_else(|error| {
+            let taken = self.take_chains(&mut pass, memory);
+            drained.notify |= pass.publish().unwrap_or_else(|error| {
                 debug!(%error, "the TX ring is broken");
                 false
             });
@@ -52,12 +73,8 @@ impl Worker {
                 break;
             }
         }
-        let more = pass.is_exhausted();
-        if notify {
-            // Nobody listening to the call is the frontend's choice.
-            let _ = ring.signal_used_queue();
-        }
-        more
+        drained.more = pass.is_exhausted();
+        drained
     }
 
     /// Takes some chains and returns their number; all of them are dealt with.

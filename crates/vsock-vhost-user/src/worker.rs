@@ -17,7 +17,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vsock_connection::Timeouts;
@@ -29,12 +29,15 @@ use crate::connections::Connections;
 use crate::counters::Counters;
 use crate::door::{Caller, Door};
 use crate::events::{ClientRefusal, Event, Hub};
+use crate::fault::Fault;
 use crate::inbox::Inbox;
-use crate::memory::{SharedMemory, Vring};
+use crate::memory::SharedMemory;
 use crate::poller::{Poller, Token};
 use crate::rx::RxPort;
 use crate::seldom::Seldom;
 use crate::status::{Gauges, GuestState};
+use crate::stop::Stop;
+use crate::vring::Vring;
 
 /// Connections that may put something into the RX ring in one turn.
 const FILLS_PER_TURN: usize = 256;
@@ -82,6 +85,9 @@ struct Session {
     /// Where a ring stood when it was stopped.
     stopped: [Option<Position>; 2],
     tx_is_pending: bool,
+    stop: Arc<Stop>,
+    /// Ended from this side; the frontend has yet to learn it.
+    is_condemned: bool,
 }
 
 /// How far a ring was served.
@@ -173,14 +179,16 @@ impl Worker {
         self.poller.as_fd()
     }
 
-    /// A frontend has connected.
-    pub(crate) fn begin_session(&mut self, memory: SharedMemory) {
+    /// A frontend has connected; `stop` ends its session.
+    pub(crate) fn begin_session(&mut self, memory: SharedMemory, stop: Arc<Stop>) {
         info!(guest = %self.guest, "the frontend has connected");
         self.session = Some(Session {
             memory,
             rings: None,
             stopped: [None; 2],
             tx_is_pending: false,
+            stop,
+            is_condemned: false,
         });
     }
 
@@ -191,6 +199,28 @@ impl Worker {
         self.port.detach();
         self.set_state(GuestState::Waiting);
         self.end_connections();
+    }
+
+    /// Ends the session for what the VMM did, unless it is ending.
+    pub(crate) fn condemn(&mut self, fault: Fault) {
+        if let Some(session) = &mut self.session
+            && !std::mem::replace(&mut session.is_condemned, true)
+        {
+            warn!(guest = %self.guest, %fault, "ending the session with the frontend");
+            self.counters.faults.add(1);
+            session.stop.end_session();
+            self.port.close();
+        }
+    }
+
+    /// Ends the session when a ring of it is at fault. `true` when it is ending.
+    fn is_condemned(&mut self, rings: &[Vring]) -> bool {
+        if let Some(fault) = rings.iter().find_map(|ring| ring.fault().get()) {
+            self.condemn(fault);
+        }
+        self.session
+            .as_ref()
+            .is_none_or(|session| session.is_condemned)
     }
 
     /// The guest's driver starts anew.
@@ -256,6 +286,10 @@ impl Worker {
 
     /// A turn with the rings of the connected frontend.
     pub(crate) fn turn_with(&mut self, cause: Cause, rings: &[Vring]) {
+        if self.is_condemned(rings) {
+            // What is left is its guest thread's to do.
+            return;
+        }
         self.attach(rings);
         if self.has_restarted() {
             self.reset();
@@ -274,6 +308,7 @@ impl Worker {
             session.tx_is_pending = true;
         }
         self.turn(cause);
+        self.is_condemned(rings);
     }
 
     fn attach(&mut self, rings: &[Vring]) {

@@ -8,9 +8,12 @@ mod common;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use common::{AT_ONCE, CID, Device, pattern};
+use common::{AT_ONCE, CID, Device, host_port, pattern};
+use vsock_packet::GuestCid;
+use vsock_router::{HostSockets, Request, Router};
 use vsock_testkit::host::{Client, HostListener, HostStream, Service};
 use vsock_testkit::{Error, Guest, Setup, StreamId, queue};
 
@@ -259,6 +262,36 @@ fn a_killed_vm_ends_its_connections() -> Result<(), Error> {
     }
     let mut guest = device.guest()?;
     guest.connect(700).map(drop)
+}
+
+#[test]
+fn a_panic_ends_its_session_and_the_next_vm_is_served() -> Result<(), Error> {
+    let device = Device::start();
+    let config = device.config(4);
+    let host = HostSockets::new(&config.uds_path);
+    let router = move |request: &Request| match request.dst.port.value() {
+        666 => panic!("as expected"),
+        _ => host.route(request),
+    };
+    device.server.add_with(config, Arc::new(router)).unwrap();
+    let _echo = Service::echo(&device.uds_of(4), 700)?;
+    let faults = || {
+        let counters = device.server.counters(GuestCid::new(4).unwrap());
+        counters.unwrap().faults
+    };
+    for round in 0..2 {
+        let mut guest = device.guest_of(4)?;
+        let stream = guest.connect(700)?;
+        assert_eq!(guest.exchange(stream, b"hello", 5)?, b"hello");
+        guest.start_connect(host_port(666))?;
+        let deadline = Instant::now() + guest.patience;
+        while faults() == round {
+            assert!(Instant::now() < deadline, "the session was not ended");
+            guest.pump(Duration::from_millis(1))?;
+        }
+        guest.stop().expect_err("the session goes on, unserved");
+    }
+    Ok(())
 }
 
 #[test]

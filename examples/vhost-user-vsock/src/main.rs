@@ -48,6 +48,9 @@ enum Failure {
     /// The system's: exit code 1, with nothing left behind.
     #[error("cannot watch for SIGTERM and SIGINT: {0}")]
     Signals(#[source] io::Error),
+    /// The system refuses the handler of a signal.
+    #[error("cannot watch for guest memory that is taken back: {0}")]
+    MemoryFaults(#[source] io::Error),
     /// The system has no threads to spare.
     #[error("cannot serve the inherited connection: {0}")]
     Relay(#[source] io::Error),
@@ -92,6 +95,7 @@ fn serve(specs: Vec<VmSpec>) -> Result<(), Failure> {
     start_log()?;
     let (vms, relay) = Vms::parse(specs)?.into_parts();
     raise_descriptor_limit();
+    vsock_vhost_user::catch_memory_faults().map_err(Failure::MemoryFaults)?;
 
     let server = Server::new();
     start(&server, vms)?;

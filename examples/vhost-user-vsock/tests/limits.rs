@@ -182,6 +182,10 @@ fn the_bounds_of_packets() {
     says("descriptors of a packet", &number(chain::MAX_DESCRIPTORS));
     assert_eq!(constant(VHOST_USER, "NUM_QUEUES"), "3");
     says("rings", "3");
+    assert_eq!(constant(VHOST_USER, "MAX_REGIONS"), "509");
+    says("memory regions", "509");
+    assert_eq!(constant(VHOST_USER, "IDLE_KICKS"), "1000");
+    says("kicks in a row", "1,000");
     assert_eq!(constant(DAEMON, "MAX_PAYLOAD"), "4096");
     assert_eq!(constant(DAEMON, "MAX_FDS"), "32");
     assert!(LIMITS.contains("at most 4,096 bytes of\npayload and 32 descriptors"));
