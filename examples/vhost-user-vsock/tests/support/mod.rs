@@ -117,6 +117,21 @@ impl Daemon {
         }
     }
 
+    /// The daemon's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether the daemon has not ended.
+    pub(crate) fn is_alive(&self) -> bool {
+        !ends_within(&self.child, Duration::ZERO)
+    }
+
+    /// The lines of the log that came since it was read last.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.try_iter().collect()
+    }
+
     /// Sends a signal to the daemon and waits for its end; returns the exit code, `None`
     /// if the signal killed it.
     pub(crate) fn end(self, signal: Signal) -> Option<i32> {
