@@ -37,7 +37,13 @@ fn the_manual_has_exactly_the_options_of_the_help() {
 fn other_pages_use_only_options_that_exist() {
     let help = String::from_utf8(run(["--help"]).stdout).unwrap();
     let mut known = options(&help);
-    known.extend(["--release", "--workspace", "--no-deps", "--open"]); // Cargo's.
+    known.extend([
+        "--release",
+        "--workspace",
+        "--no-deps",
+        "--open",
+        "--example",
+    ]); // Cargo's.
     for page in [README, HYBRID, SIBLINGS, LIMITS, EMBEDDING] {
         let unknown: Vec<_> = options(page).difference(&known).copied().collect();
         assert_eq!(unknown, Vec::<&str>::new());
