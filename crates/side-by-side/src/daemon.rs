@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use vsock_packet::Cid;
 
+use crate::placement::{Placement, Side};
 use crate::stopping;
 
 /// The daemon opens its sockets within this time.
@@ -41,6 +42,13 @@ impl Vm {
     }
 }
 
+/// A daemon to start, and where it runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Program<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) placement: Placement,
+}
+
 /// A running daemon.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -50,10 +58,10 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts a daemon for so many VMs, in one group, with its sockets in `directory`.
-    pub(crate) fn start(program: &Path, vms: usize, directory: &Path) -> Result<Self> {
+    pub(crate) fn start(program: Program<'_>, vms: usize, directory: &Path) -> Result<Self> {
         let cids = 3..3 + u32::try_from(vms)?;
         let vms: Vec<_> = cids.map(|cid| Vm::within(directory, cid)).collect();
-        let mut command = Command::new(program);
+        let mut command = Command::new(program.path);
         for vm in &vms {
             command.arg("--vm").arg(vm.option());
         }
@@ -65,8 +73,10 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let child = stopping::start(directory, || {
-            let started = command.spawn();
-            started.with_context(|| format!("start {}", program.display()))
+            program.placement.on(Side::Device, || {
+                let started = command.spawn();
+                started.with_context(|| format!("start {}", program.path.display()))
+            })
         })?;
         let mut daemon = Self { child, vms };
         daemon.wait_for_sockets()?;
@@ -101,9 +111,20 @@ impl Daemon {
         }
         Ok(Duration::from_nanos(nanoseconds))
     }
-}
 
-impl Daemon {
+    /// The memory that is its own, in bytes: the guests' is not.
+    pub(crate) fn memory(&self) -> Result<u64> {
+        let path = format!("/proc/{}/smaps_rollup", self.child.id());
+        let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Anonymous:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kilobytes
+            .map(|kilobytes| kilobytes << 10)
+            .with_context(|| format!("{path} has no line of anonymous memory"))
+    }
+
     /// Ends it at once.
     pub(crate) fn end(&mut self) {
         stopping::end(&mut self.child);

@@ -5,7 +5,6 @@
 //! indirect table where the device offers it. Payload has no meaning and is not touched.
 
 use std::io::ErrorKind;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +20,8 @@ use crate::shared::Shared;
 
 /// Length of an RX buffer, header included.
 pub(crate) const RX_BUFFER: usize = 4096;
+/// The most payload that fits an RX buffer beside the header.
+pub(crate) const FITTING: u32 = (RX_BUFFER - HEADER_LEN) as u32;
 /// The most payload a packet may have.
 pub(crate) const MAX_PAYLOAD: usize = 64 << 10;
 
@@ -230,14 +231,19 @@ impl Driver {
     pub(crate) fn wait(&mut self) -> Result<()> {
         self.kick()?;
         let news = [self.rx.arm(), self.tx.arm()];
-        if !news.contains(&true) && !self.is_stopped() {
-            match self.call.read() {
-                Err(error) if error.kind() == ErrorKind::Interrupted => (),
-                result => drop(result.with_context(|| {
-                    format!("wait for the device at {}", self.call.as_raw_fd())
-                })?),
-            }
+        if news.contains(&true) || self.is_stopped() {
+            return Ok(());
         }
-        Ok(())
+        self.wait_for_call()
+    }
+
+    /// Waits for a notification of the device, or to be stopped.
+    pub(crate) fn wait_for_call(&self) -> Result<()> {
+        match self.call.read() {
+            Err(error) if error.kind() != ErrorKind::Interrupted => {
+                Err(error).context("wait for the device")
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -4,30 +4,39 @@ use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 
 use anyhow::Result;
+use slab::Slab;
 use vsock_packet::{Cid, Header, Op, ShutdownFlags, VsockAddr};
 
 use crate::driver::{Driver, Stop};
 use crate::stream::{State, Stream};
 
-/// Names a stream: both ends.
-pub(crate) type StreamId = (VsockAddr, VsockAddr);
+/// Names a stream of a guest, until it is closed.
+pub(crate) type StreamId = usize;
+
+/// Both ends of a stream, the guest's first.
+type Ends = (VsockAddr, VsockAddr);
 
 /// What happened to a stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    /// It is connected, or was accepted.
+    /// A connection that was asked for is there.
     Opened(StreamId),
+    /// Somebody else asked for one, and has it.
+    Accepted,
     /// So many bytes came.
     Data(StreamId, u32),
-    /// One is gone.
-    Closed,
+    /// It is gone.
+    Closed(StreamId),
 }
 
 /// A guest with one thread of its own.
 pub(crate) struct Guest {
     driver: Driver,
     cid: Cid,
-    streams: HashMap<StreamId, Stream>,
+    streams: Slab<Stream>,
+    by_ends: HashMap<Ends, StreamId>,
+    /// The stream of the packet before: mostly the one of the next, too.
+    last: Option<(Ends, StreamId)>,
     /// Packets for which the TX ring had no room.
     replies: VecDeque<Header>,
     next_port: u32,
@@ -39,7 +48,9 @@ impl Guest {
         Ok(Self {
             driver: Driver::connect(socket)?,
             cid,
-            streams: HashMap::new(),
+            streams: Slab::new(),
+            by_ends: HashMap::new(),
+            last: None,
             replies: VecDeque::new(),
             next_port: 50_000,
         })
@@ -56,18 +67,19 @@ impl Guest {
     }
 
     /// Asks for a connection.
-    pub(crate) fn open(&mut self, peer: VsockAddr) {
+    pub(crate) fn open(&mut self, peer: VsockAddr) -> StreamId {
         let local = VsockAddr::new(self.cid, self.next_port);
         self.next_port = self.next_port.checked_add(1).unwrap_or(50_000);
         let mut stream = Stream::new(local, peer, State::Connecting);
         let request = stream.packet(Op::Request, 0);
-        self.streams.insert((local, peer), stream);
+        let id = self.add((local, peer), stream);
         self.reply(request);
+        id
     }
 
     /// Ends a connection in both directions.
     pub(crate) fn close(&mut self, id: StreamId) {
-        if let Some(stream) = self.streams.get_mut(&id) {
+        if let Some(stream) = self.streams.get_mut(id) {
             stream.state = State::Closing;
             let mut shutdown = stream.packet(Op::Shutdown, 0);
             shutdown.flags = ShutdownFlags::all().bits();
@@ -78,7 +90,7 @@ impl Guest {
     /// Sends packets of `len` bytes for as long as there are credit and room, `most` at
     /// most; tells how many.
     pub(crate) fn send(&mut self, id: StreamId, len: u32, most: usize) -> usize {
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let Some(stream) = self.streams.get_mut(id) else {
             return 0;
         };
         let mut count = 0;
@@ -89,15 +101,10 @@ impl Guest {
         count
     }
 
-    /// Takes in what came, at most a ring of it, as `events`.
+    /// Takes in what came, at most half a ring of it, as `events`.
     pub(crate) fn take_in(&mut self, events: &mut Vec<Event>) {
         events.clear();
-        while let Some(reply) = self.replies.pop_front() {
-            if !self.driver.send(&reply) {
-                self.replies.push_front(reply);
-                break;
-            }
-        }
+        self.send_replies();
         while events.len() < 64 {
             match self.driver.receive() {
                 Some(header) => events.extend(self.handle(&header)),
@@ -116,17 +123,28 @@ impl Guest {
         self.driver.wait()
     }
 
+    /// Waits until the guest is stopped, whatever the device does.
+    pub(crate) fn stall(&mut self) -> Result<()> {
+        self.send_replies();
+        self.driver.kick()?;
+        while !self.is_stopped() {
+            self.driver.wait_for_call()?;
+        }
+        Ok(())
+    }
+
     fn handle(&mut self, header: &Header) -> Option<Event> {
-        let id = (header.dst, header.src);
+        let ends = (header.dst, header.src);
         if header.op == Op::Request {
             let mut stream = Stream::new(header.dst, header.src, State::Open);
             stream.learn(header);
             let response = stream.packet(Op::Response, 0);
-            self.streams.insert(id, stream);
+            self.add(ends, stream);
             self.reply(response);
-            return Some(Event::Opened(id));
+            return Some(Event::Accepted);
         }
-        let stream = self.streams.get_mut(&id)?;
+        let id = self.find(ends)?;
+        let stream = self.streams.get_mut(id)?;
         stream.learn(header);
         match header.op {
             Op::Response => {
@@ -160,14 +178,41 @@ impl Guest {
         }
     }
 
+    fn find(&mut self, ends: Ends) -> Option<StreamId> {
+        if let Some((_, id)) = self.last.filter(|&(last, _)| last == ends) {
+            return Some(id);
+        }
+        let id = *self.by_ends.get(&ends)?;
+        self.last = Some((ends, id));
+        Some(id)
+    }
+
+    fn add(&mut self, ends: Ends, stream: Stream) -> StreamId {
+        let id = self.streams.insert(stream);
+        self.by_ends.insert(ends, id);
+        self.last = Some((ends, id));
+        id
+    }
+
     fn remove(&mut self, id: StreamId) -> Event {
-        self.streams.remove(&id);
-        Event::Closed
+        let stream = self.streams.remove(id);
+        self.by_ends.remove(&(stream.local, stream.peer));
+        self.last = None;
+        Event::Closed(id)
     }
 
     fn reply(&mut self, header: Header) {
         if !self.replies.is_empty() || !self.driver.send(&header) {
             self.replies.push_back(header);
+        }
+    }
+
+    fn send_replies(&mut self) {
+        while let Some(reply) = self.replies.pop_front() {
+            if !self.driver.send(&reply) {
+                self.replies.push_front(reply);
+                break;
+            }
         }
     }
 }

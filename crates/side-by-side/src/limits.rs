@@ -11,10 +11,11 @@ use anyhow::{Context, Result};
 use vmm_sys_util::eventfd::EventFd;
 use vsock_packet::HEADER_LEN;
 
+use crate::count::Count;
 use crate::driver::{MAX_PAYLOAD, RX_BUFFER};
 use crate::noise::{Noise, Watch};
+use crate::placement::{Placement, Side};
 use crate::ring::SIZE;
-use crate::role::Count;
 use crate::statistics::median;
 use crate::stream::BUF_ALLOC;
 
@@ -31,21 +32,23 @@ pub(crate) enum Limit {
     /// An AF_UNIX stream between two threads with writes of so many bytes.
     UnixStream(usize),
     /// One byte to another thread and back, over AF_UNIX.
-    UnixPingPong,
+    UnixPingPong(Placement),
     /// The same over two eventfds.
-    EventfdPingPong,
+    EventfdPingPong(Placement),
 }
 
 impl Limit {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::CopyInCache,
         Self::CopyToBuffers,
         Self::CopyInMemory,
         Self::UnixStream(64 << 10),
         Self::UnixStream(4 << 10),
         Self::UnixStream(64),
-        Self::UnixPingPong,
-        Self::EventfdPingPong,
+        Self::UnixPingPong(Placement::Apart),
+        Self::EventfdPingPong(Placement::Apart),
+        Self::UnixPingPong(Placement::Together),
+        Self::EventfdPingPong(Placement::Together),
     ];
 
     pub(crate) fn name(self) -> String {
@@ -54,26 +57,33 @@ impl Limit {
             Self::CopyToBuffers => "memcpy, 64 KiB blocks to RX buffers".into(),
             Self::CopyInMemory => "memcpy, 1 GiB through memory".into(),
             Self::UnixStream(len) => format!("AF_UNIX stream, writes of {len} bytes"),
-            Self::UnixPingPong => "ping-pong over AF_UNIX".into(),
-            Self::EventfdPingPong => "ping-pong over eventfds".into(),
+            Self::UnixPingPong(cores) => format!("ping-pong over AF_UNIX, {}", cores.name()),
+            Self::EventfdPingPong(cores) => format!("ping-pong over eventfds, {}", cores.name()),
         }
     }
 
+    /// Whether it is a time; else it is a rate of bytes.
+    pub(crate) fn is_time(self) -> bool {
+        matches!(self, Self::UnixPingPong(_) | Self::EventfdPingPong(_))
+    }
+
     /// Bytes per second, or seconds of a round trip; and what else the machine did.
-    pub(crate) fn measure_watched(self, time: Duration) -> Result<(f64, Noise)> {
+    pub(crate) fn measure_watched(self, time: Duration) -> Result<(Option<f64>, Noise)> {
         let watch = Watch::start()?;
         let value = self.measure(time)?;
-        Ok((value, watch.stop(Duration::ZERO)?))
+        Ok((Some(value), watch.stop(Duration::ZERO)?))
     }
 
     fn measure(self, time: Duration) -> Result<f64> {
+        let alone =
+            |copy: fn(Duration) -> f64| Placement::Apart.on(Side::Device, || Ok(copy(time)));
         match self {
-            Self::CopyInCache => Ok(copy(64 << 10, time)),
-            Self::CopyToBuffers => Ok(copy_to_buffers(time)),
-            Self::CopyInMemory => Ok(copy(1 << 30, Duration::ZERO)),
+            Self::CopyInCache => alone(|time| copy(64 << 10, time)),
+            Self::CopyToBuffers => alone(copy_to_buffers),
+            Self::CopyInMemory => alone(|_| copy(1 << 30, Duration::ZERO)),
             Self::UnixStream(len) => unix_stream(len, time),
-            Self::UnixPingPong => unix_ping_pong(time),
-            Self::EventfdPingPong => eventfd_ping_pong(time),
+            Self::UnixPingPong(cores) => unix_ping_pong(cores, time),
+            Self::EventfdPingPong(cores) => eventfd_ping_pong(cores, time),
         }
     }
 }
@@ -115,11 +125,13 @@ fn copy_to_buffers(time: Duration) -> f64 {
     }
 }
 
+/// A stream from the device's side to the applications'.
 fn unix_stream(len: usize, time: Duration) -> Result<f64> {
     let (mut writer, mut reader) = UnixStream::pair().context("socketpair")?;
     let (count, stopped) = (Count::default(), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
+            let placed = Placement::Apart.enter(Side::Device);
             let bytes = vec![0; len];
             while writer.write_all(&bytes).is_ok() {
                 if stopped.load(Ordering::Relaxed) {
@@ -127,12 +139,15 @@ fn unix_stream(len: usize, time: Duration) -> Result<f64> {
                 }
             }
             drop(writer);
+            placed
         });
         scope.spawn(|| {
+            let placed = Placement::Apart.enter(Side::Applications);
             let mut buffer = vec![0; 64 << 10];
             while let Ok(read @ 1..) = reader.read(&mut buffer) {
                 count.add(read as u64);
             }
+            placed
         });
         sleep(Duration::from_millis(50));
         let (start, before) = (Instant::now(), count.now());
@@ -143,26 +158,34 @@ fn unix_stream(len: usize, time: Duration) -> Result<f64> {
     })
 }
 
-/// The median time that `round_trip` takes.
-fn round_trips(time: Duration, mut round_trip: impl FnMut() -> Result<()>) -> Result<f64> {
-    let start = Instant::now();
-    let mut times = Vec::new();
-    while start.elapsed() < time {
-        let sent = Instant::now();
-        round_trip()?;
-        times.push(sent.elapsed().as_secs_f64());
-    }
-    Ok(median(&times).unwrap_or(0.0))
+/// The median time that `round_trip` takes on the applications' side.
+fn round_trips(
+    cores: Placement,
+    time: Duration,
+    mut round_trip: impl FnMut() -> Result<()> + Send,
+) -> Result<f64> {
+    cores.on(Side::Applications, || {
+        let start = Instant::now();
+        let mut times = Vec::new();
+        while start.elapsed() < time {
+            let sent = Instant::now();
+            round_trip()?;
+            times.push(sent.elapsed().as_secs_f64());
+        }
+        Ok(median(&times).unwrap_or(0.0))
+    })
 }
 
-fn unix_ping_pong(time: Duration) -> Result<f64> {
+fn unix_ping_pong(cores: Placement, time: Duration) -> Result<f64> {
     let (mut ours, mut theirs) = UnixStream::pair().context("socketpair")?;
     thread::scope(|scope| {
         scope.spawn(move || {
+            let placed = cores.enter(Side::Device);
             let mut byte = [0];
             while theirs.read_exact(&mut byte).is_ok() && theirs.write_all(&byte).is_ok() {}
+            placed
         });
-        let result = round_trips(time, || {
+        let result = round_trips(cores, time, || {
             ours.write_all(&[1])?;
             Ok(ours.read_exact(&mut [0])?)
         });
@@ -171,15 +194,17 @@ fn unix_ping_pong(time: Duration) -> Result<f64> {
     })
 }
 
-fn eventfd_ping_pong(time: Duration) -> Result<f64> {
+fn eventfd_ping_pong(cores: Placement, time: Duration) -> Result<f64> {
     /// The value that ends the other thread.
     const END: u64 = 2;
     let (ping, pong) = (EventFd::new(0)?, EventFd::new(0)?);
     thread::scope(|scope| {
-        scope.spawn(
-            || while ping.read().is_ok_and(|value| value != END) && pong.write(1).is_ok() {},
-        );
-        let result = round_trips(time, || {
+        scope.spawn(|| {
+            let placed = cores.enter(Side::Device);
+            while ping.read().is_ok_and(|value| value != END) && pong.write(1).is_ok() {}
+            placed
+        });
+        let result = round_trips(cores, time, || {
             ping.write(1)?;
             pong.read()?;
             Ok(())

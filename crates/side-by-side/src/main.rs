@@ -4,10 +4,10 @@
 //! ```text
 //!              ┌─▶ noise
 //!  outcome ─▶ series ─▶ limits
-//!   │          └──────▶ sample ─┬─▶ daemon
-//!   ├─▶ table                   ├─▶ host, the host's applications
-//!   └─▶ report, plot            └─▶ role, an application in a guest
-//!                                     └─▶ guest, stream ─▶ driver ─▶ ring, shared
+//!   │          └──────▶ sample ─┬─▶ traffic, stall, idle ─▶ stage ─┬─▶ daemon
+//!   ├─▶ target                  └─▶ lookup                         ├─▶ host, the host's applications
+//!   ├─▶ table                                                      └─▶ role, applications in a guest
+//!   └─▶ report, plot                                                     └─▶ guest, stream ─▶ driver ─▶ ring, shared
 //! ```
 //!
 //! Both daemons take turns in each scenario, in several rounds. Each sample has a daemon
@@ -15,41 +15,51 @@
 
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
 
+mod count;
 mod daemon;
 mod driver;
 mod guest;
 mod host;
+mod idle;
 mod limits;
+mod lookup;
 mod noise;
 mod outcome;
+mod placement;
 mod plot;
+mod progress;
 mod report;
 mod ring;
 mod role;
+mod run;
 mod sample;
 mod scenario;
 mod series;
 mod shared;
+mod stage;
+mod stall;
 mod statistics;
 mod stopping;
 mod stream;
 mod table;
+mod target;
+mod traffic;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 
-use crate::limits::Limit;
-use crate::outcome::{Outcome, Row};
-use crate::scenario::Scenario;
-use crate::series::Series;
+use crate::placement::Placement;
 
-/// Measures a vsock device side by side with another.
+/// Measures a vsock device side by side with another and with the limits of the machine.
+///
+/// Both daemons take turns in each scenario. A sample during which other processes or the
+/// hypervisor took more than 15 % of a core is taken again, twice at most. Each scenario
+/// fixes the cores that daemon and applications run on.
 #[derive(Debug, Parser)]
-struct Arguments {
+pub(crate) struct Arguments {
     /// The daemon under measurement.
     #[arg(long, value_name = "PROGRAM")]
     ours: PathBuf,
@@ -62,82 +72,43 @@ struct Arguments {
     /// How long a sample takes, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 500)]
     sample: u64,
-    /// Only the scenarios whose name contains this.
-    #[arg(long, default_value = "", hide_default_value = true)]
+    /// Only the scenarios whose name contains this, and the limits they need.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
     filter: String,
-    /// Where to write a report, as HTML.
-    #[arg(long, value_name = "FILE")]
+    /// Runs daemons and applications like this instead, whatever the scenario; the limits
+    /// stay as they are.
+    #[arg(long)]
+    placement: Option<Placement>,
+    /// Where to write a report with a plot, as HTML.
+    #[arg(long, value_name = "FILE", overrides_with = "report")]
     report: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     stopping::clean_up_on_signals()?;
-    let outcome = measure(&arguments)?;
-    let tables = [table::limits(&outcome), table::scenarios(&outcome)];
+    // A thousand connections.
+    vsock_testkit::host::raise_file_limit()?;
+    let outcome = run::measure(&arguments)?;
+    let tables = [table::scenarios(&outcome), table::limits(&outcome)];
     for table in &tables {
         println!("\n{}", table::render(table));
     }
+    println!("\n{}", report::summary(&outcome));
     if let Some(path) = &arguments.report {
         report::write(path, &outcome, &tables)?;
-        println!("\nThe report is {}", path.display());
+        println!("The report is {}", path.display());
     }
     Ok(())
 }
 
-fn measure(arguments: &Arguments) -> Result<Outcome> {
-    let time = Duration::from_millis(arguments.sample);
-    let row = |scenario| Row {
-        scenario,
-        ours: Series::default(),
-        incumbent: Series::default(),
-    };
-    let chosen = |scenario: &Scenario| scenario.name.contains(&arguments.filter);
-    let scenarios: Vec<_> = Scenario::all().into_iter().filter(chosen).collect();
-    let of_use = |limit: &Limit| {
-        let uses = |scenario: &Scenario| scenario.limits.contains(limit);
-        arguments.filter.is_empty() || scenarios.iter().any(uses)
-    };
-    let limits = Limit::ALL.into_iter().filter(of_use);
-    let mut outcome = Outcome {
-        limits: limits.map(|limit| (limit, Series::default())).collect(),
-        rows: scenarios.into_iter().map(row).collect(),
-    };
-    for round in 1..=arguments.rounds {
-        progress(&format!("round {round} of {} ", arguments.rounds))?;
-        for (limit, series) in &mut outcome.limits {
-            let measured = series.add(|| limit.measure_watched(time));
-            measured.with_context(|| format!("measure {}", limit.name()))?;
-        }
-        for row in &mut outcome.rows {
-            progress(".")?;
-            take_turns(arguments, row, time)?;
-        }
-        println!();
+impl Arguments {
+    fn sample(&self) -> Duration {
+        Duration::from_millis(self.sample)
     }
-    Ok(outcome)
-}
-
-fn take_turns(arguments: &Arguments, row: &mut Row, time: Duration) -> Result<()> {
-    let Row {
-        scenario,
-        ours,
-        incumbent,
-    } = row;
-    let daemons = [
-        (ours, Some(&arguments.ours)),
-        (incumbent, arguments.incumbent.as_ref()),
-    ];
-    for (series, program) in daemons {
-        if let Some(program) = program {
-            let taken = series.add(|| sample::take(program, scenario.traffic, time));
-            taken.with_context(|| format!("measure {}: {}", program.display(), scenario.name))?;
-        }
-    }
-    Ok(())
-}
-
-fn progress(text: &str) -> Result<()> {
-    print!("{text}");
-    std::io::stdout().flush().context("write to the terminal")
 }

@@ -53,6 +53,11 @@ impl Noise {
     pub(crate) fn disturbs(self) -> bool {
         self.0 > TOLERATED
     }
+
+    /// The greater of two.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self(self.0.max(other.0))
+    }
 }
 
 /// The counters at the start of a sample.

@@ -4,7 +4,8 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::outcome::Outcome;
+use crate::outcome::{Line, Outcome};
+use crate::target::Target;
 
 /// Width of the picture, and height of one scenario in it.
 const SIZE: (u32, u32) = (1000, 44);
@@ -24,20 +25,20 @@ const TARGET: RGBColor = RGBColor(200, 50, 50);
 /// What the drawing library says.
 pub(crate) fn svg(outcome: &Outcome) -> Result<String> {
     let mut svg = String::new();
-    let rows = u32::try_from(outcome.rows.len())?;
+    let lines = outcome.lines();
+    let rows = u32::try_from(lines.len())?;
     let height = (rows + 1) * SIZE.1;
     {
         let area = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
         let failed = |error| anyhow!("draw the plot: {error}");
         area.fill(&WHITE).map_err(failed)?;
         let mut top = SIZE.1 as i32;
-        for row in &outcome.rows {
-            let ratios = outcome.ratios(row);
-            let label = Text::new(row.scenario.name.clone(), (BARS.0 - 10, top + 16), right());
+        for line in &lines {
+            let label = Text::new(label(line), (BARS.0 - 10, top + 16), right());
             area.draw(&label).map_err(failed)?;
             let bars = [
-                (ratios.reached, OURS),
-                (ratios.incumbent_reaches, INCUMBENT),
+                (line.reached(), OURS),
+                (line.incumbent_reaches(), INCUMBENT),
             ];
             for (index, (reached, colour)) in (0..).zip(bars) {
                 let (from, to) = (top + 16 * index, top + 16 * index + 14);
@@ -59,6 +60,16 @@ pub(crate) fn svg(outcome: &Outcome) -> Result<String> {
         area.present().map_err(failed)?;
     }
     Ok(svg)
+}
+
+/// What a bar is about.
+fn label(line: &Line<'_>) -> String {
+    let name = &line.row.scenario.name;
+    match line.target {
+        _ if line.is_first => name.clone(),
+        Target::CpuAtMost(_) => format!("{name}: CPU"),
+        _ => format!("{name}: Jain"),
+    }
 }
 
 /// Where a bar of so many targets ends.

@@ -1,121 +1,219 @@
-//! What the application in a guest does, for as long as the guest runs.
+//! What the applications in a guest do, for as long as the guest runs.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use anyhow::Result;
 use vsock_packet::VsockAddr;
 
+use crate::count::Count;
 use crate::guest::{Event, Guest, StreamId};
 
-/// An application.
+/// Packets that one stream sends before it is another's turn.
+const TURN: usize = 32;
+
+/// An application that connects to somebody.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) to: VsockAddr,
+    pub(crate) task: Task,
+    pub(crate) count: Count,
+}
+
+/// What it does then.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Role {
+pub(crate) enum Task {
     /// Sends packets of this length as fast as it may.
-    Send { to: VsockAddr, len: u32 },
-    /// Accepts connections and counts the bytes that come.
-    Count,
-    /// Accepts connections and sends back what comes.
+    Send(u32),
+    /// Sends one byte, waits for one byte, and counts round trips.
+    PingPong,
+    /// Sends so many bytes, waits for as many, and counts them.
+    Exchange(u32),
+    /// The same once; then the connection is idle.
+    ExchangeOnce(u32),
+    /// Closes, counts and connects again.
+    Close,
+}
+
+/// The application that accepts connections.
+#[derive(Clone, Debug)]
+pub(crate) enum Service {
+    /// Counts the bytes that come.
+    Count(Count),
+    /// Sends back what comes.
     Echo,
-    /// Sends one byte, waits for one byte, and counts.
-    PingPong { to: VsockAddr },
-    /// Connects, closes and counts; so many at once.
-    Connect { to: VsockAddr, at_once: usize },
+    /// Accepts so many connections; then the guest does nothing at all.
+    Stall(usize),
 }
 
-/// What an application counts, for another thread to look at.
-#[derive(Clone, Default, Debug)]
-pub(crate) struct Count(Arc<AtomicU64>);
-
-impl Count {
-    pub(crate) fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    pub(crate) fn now(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Runs an application until its guest is stopped; returns how long each round trip took,
-/// in nanoseconds.
-pub(crate) fn run(mut guest: Guest, role: Role, count: &Count) -> Result<Vec<u64>> {
-    let mut app = App {
-        role,
-        count,
-        stream: None,
-        sent: Instant::now(),
+/// Runs a guest until it is stopped; returns how long each round trip took, in
+/// nanoseconds.
+pub(crate) fn run(mut guest: Guest, service: Service, clients: Vec<Client>) -> Result<Vec<u64>> {
+    let mut apps = Apps {
+        service,
+        clients,
+        streams: Vec::new(),
+        accepted: 0,
+        senders: Vec::new(),
+        owed: VecDeque::new(),
         round_trips: Vec::new(),
     };
-    app.start(&mut guest);
+    for index in 0..apps.clients.len() {
+        apps.open(&mut guest, index);
+    }
     let mut events = Vec::new();
     while !guest.is_stopped() {
         guest.take_in(&mut events);
         for &event in &events {
-            app.handle(&mut guest, event);
+            apps.handle(&mut guest, event);
         }
-        let sent = app.send(&mut guest);
+        if apps.is_stalled() {
+            guest.stall()?;
+            break;
+        }
+        let sent = apps.send(&mut guest);
         if events.is_empty() && sent == 0 {
             guest.wait()?;
         } else {
             guest.kick()?;
         }
     }
-    Ok(app.round_trips)
+    Ok(apps.round_trips)
 }
 
-struct App<'a> {
-    role: Role,
-    count: &'a Count,
-    /// The stream of an application that has but one.
-    stream: Option<StreamId>,
-    sent: Instant,
+struct Apps {
+    service: Service,
+    clients: Vec<Client>,
+    /// A client's stream: by the stream's number.
+    streams: Vec<Option<Exchange>>,
+    /// Connections that others have opened.
+    accepted: usize,
+    /// Streams that send all the time, with the length of their packets.
+    senders: Vec<(StreamId, u32)>,
+    /// Packets for which there was no room or no credit, in their order.
+    owed: VecDeque<(StreamId, u32)>,
     round_trips: Vec<u64>,
 }
 
-impl App<'_> {
-    fn start(&mut self, guest: &mut Guest) {
-        match self.role {
-            Role::Send { to, .. } | Role::PingPong { to } => guest.open(to),
-            Role::Connect { to, at_once } => (0..at_once).for_each(|_| guest.open(to)),
-            Role::Count | Role::Echo => (),
+/// What a client waits for.
+#[derive(Clone, Copy, Debug)]
+struct Exchange {
+    /// The client's number.
+    client: usize,
+    sent: Instant,
+    /// Bytes that are still to come.
+    awaited: u32,
+}
+
+impl Apps {
+    fn open(&mut self, guest: &mut Guest, client: usize) {
+        let id = guest.open(self.clients[client].to);
+        if self.streams.len() <= id {
+            self.streams.resize(id + 1, None);
         }
+        self.streams[id] = Some(Exchange {
+            client,
+            sent: Instant::now(),
+            awaited: 0,
+        });
     }
 
     fn handle(&mut self, guest: &mut Guest, event: Event) {
-        match (self.role, event) {
-            (Role::Send { .. }, Event::Opened(id)) => self.stream = Some(id),
-            (Role::Count, Event::Data(_, len)) => self.count.add(len.into()),
-            (Role::Echo, Event::Data(id, len)) => {
-                self.count.add(1);
-                guest.send(id, len, 1);
+        match event {
+            Event::Accepted => self.accepted += 1,
+            Event::Opened(id) => self.opened(guest, id),
+            Event::Data(id, len) => match self.streams.get(id).copied().flatten() {
+                Some(exchange) => self.answered(guest, id, exchange, len),
+                None => self.serve(guest, id, len),
+            },
+            Event::Closed(id) => {
+                let exchange = self.streams.get_mut(id).and_then(Option::take);
+                self.senders.retain(|&(sender, _)| sender != id);
+                if let Some(Exchange { client, .. }) = exchange
+                    && matches!(self.clients[client].task, Task::Close)
+                {
+                    self.clients[client].count.add(1);
+                    self.open(guest, client);
+                }
             }
-            (Role::PingPong { .. }, Event::Opened(id)) => self.ping(guest, id),
-            (Role::PingPong { .. }, Event::Data(id, _)) => {
-                self.count.add(1);
-                self.round_trips.push(self.sent.elapsed().as_nanos() as u64);
-                self.ping(guest, id);
-            }
-            (Role::Connect { .. }, Event::Opened(id)) => guest.close(id),
-            (Role::Connect { to, .. }, Event::Closed) => {
-                self.count.add(1);
-                guest.open(to);
-            }
-            _ => (),
         }
     }
 
-    fn ping(&mut self, guest: &mut Guest, id: StreamId) {
-        self.sent = Instant::now();
-        guest.send(id, 1, 1);
+    fn opened(&mut self, guest: &mut Guest, id: StreamId) {
+        let Some(exchange) = self.streams.get(id).copied().flatten() else {
+            return;
+        };
+        match self.clients[exchange.client].task {
+            Task::Send(len) => self.senders.push((id, len)),
+            Task::PingPong => self.ask(guest, id, exchange, 1),
+            Task::Exchange(len) | Task::ExchangeOnce(len) => self.ask(guest, id, exchange, len),
+            Task::Close => guest.close(id),
+        }
     }
 
-    /// Sends what a streaming application may send now; tells how many packets.
+    fn ask(&mut self, guest: &mut Guest, id: StreamId, exchange: Exchange, len: u32) {
+        self.streams[id] = Some(Exchange {
+            sent: Instant::now(),
+            awaited: len,
+            ..exchange
+        });
+        self.give(guest, id, len);
+    }
+
+    fn answered(&mut self, guest: &mut Guest, id: StreamId, mut exchange: Exchange, len: u32) {
+        exchange.awaited = exchange.awaited.saturating_sub(len);
+        self.streams[id] = Some(exchange);
+        if exchange.awaited > 0 {
+            return;
+        }
+        let client = &self.clients[exchange.client];
+        match client.task {
+            Task::PingPong => {
+                client.count.add(1);
+                let took = exchange.sent.elapsed().as_nanos() as u64;
+                self.round_trips.push(took);
+                self.ask(guest, id, exchange, 1);
+            }
+            Task::Exchange(len) => {
+                client.count.add(len.into());
+                self.ask(guest, id, exchange, len);
+            }
+            Task::ExchangeOnce(_) => client.count.add(1),
+            Task::Send(_) | Task::Close => (),
+        }
+    }
+
+    fn serve(&mut self, guest: &mut Guest, id: StreamId, len: u32) {
+        match &self.service {
+            Service::Count(count) => count.add(len.into()),
+            Service::Echo => self.give(guest, id, len),
+            Service::Stall(_) => (),
+        }
+    }
+
+    /// Sends a packet, after those that are owed.
+    fn give(&mut self, guest: &mut Guest, id: StreamId, len: u32) {
+        if !self.owed.is_empty() || guest.send(id, len, 1) == 0 {
+            self.owed.push_back((id, len));
+        }
+    }
+
+    /// Sends what may be sent now; tells how many packets.
     fn send(&mut self, guest: &mut Guest) -> usize {
-        match (self.role, self.stream) {
-            (Role::Send { len, .. }, Some(id)) => guest.send(id, len, usize::MAX),
-            _ => 0,
+        let mut sent = 0;
+        while let Some(&(id, len)) = self.owed.front()
+            && guest.send(id, len, 1) > 0
+        {
+            self.owed.pop_front();
+            sent += 1;
         }
+        for &(id, len) in &self.senders {
+            sent += guest.send(id, len, TURN);
+        }
+        sent
+    }
+
+    fn is_stalled(&self) -> bool {
+        matches!(self.service, Service::Stall(after) if self.accepted >= after)
     }
 }

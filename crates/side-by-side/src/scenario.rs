@@ -1,171 +1,239 @@
 //! The scenarios, their limits and their targets.
 
-use crate::driver::RX_BUFFER;
-use crate::limits::Limit;
-use crate::sample::Traffic;
-use vsock_packet::HEADER_LEN;
-
-/// What is to be reached.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Target {
-    /// At least this part of the limit.
-    AtLeast(f64),
-    /// At most this multiple of the limit.
-    AtMost(f64),
-    /// At least this multiple of what the incumbent does.
-    Incumbent(f64),
-}
+use crate::driver::FITTING;
+use crate::idle::Idle;
+use crate::limits::Limit::{self, CopyInCache, EventfdPingPong, UnixPingPong, UnixStream};
+use crate::lookup::Lookup;
+use crate::placement::Placement::{self, Apart, Together};
+use crate::sample::Subject::{self, Beside, Memory};
+use crate::stall::Stalled;
+use crate::target::Target::{
+    self, AtLeast, AtMost, CpuAtMost, FairAtLeast, Incumbent, LimitAtLeast, LimitAtMost,
+};
+use crate::traffic::{Stream, Traffic};
 
 /// In what a scenario is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unit {
     /// Bytes per second.
-    Bytes,
+    Rate,
     /// Connections per second.
     Connections,
     /// Seconds a round trip.
     Seconds,
+    /// Bytes of memory.
+    Memory,
+    /// A part of something.
+    Part,
 }
 
 /// Something to measure.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) name: String,
-    pub(crate) traffic: Traffic,
+    pub(crate) subject: Subject,
+    pub(crate) placement: Placement,
     /// Their sum is what the machine itself would need or do.
     pub(crate) limits: Vec<Limit>,
-    pub(crate) target: Target,
+    /// The first is the value's.
+    pub(crate) targets: Vec<Target>,
 }
 
-/// The most payload that fits an RX buffer beside the header.
-const FITTING: u32 = (RX_BUFFER - HEADER_LEN) as u32;
+/// Bytes of an echo, over many connections or between guests: what fits an RX buffer.
+const ECHO: u32 = FITTING;
+const KIB: usize = 1 << 10;
 
 impl Scenario {
-    fn new(name: &str, traffic: Traffic, limits: &[Limit], target: Target) -> Self {
+    fn new(name: &str, subject: Subject, limits: &[Limit], targets: &[Target]) -> Self {
         Self {
             name: name.to_owned(),
-            traffic,
+            subject,
+            placement: Apart,
             limits: limits.to_vec(),
-            target,
+            targets: targets.to_vec(),
         }
     }
 
     /// All scenarios, in the order of the report.
     pub(crate) fn all() -> Vec<Self> {
-        use Limit::{CopyInCache, EventfdPingPong, UnixPingPong, UnixStream};
-        use Target::{AtLeast, AtMost, Incumbent};
-        use Traffic::{
-            Connect, ConnectSiblings, RoundTrip, RoundTripSiblings, Siblings, ToGuest, ToHost,
-        };
-        let unix = [UnixStream(64 << 10)];
-        let small = [UnixStream(64)];
-        let host = [EventfdPingPong, UnixPingPong];
-        let siblings = [EventfdPingPong, EventfdPingPong];
-        let all = [
-            (
-                "guest to host, 64 KiB packets",
-                ToHost(64 << 10),
-                &unix[..],
-                AtLeast(0.85),
-            ),
-            (
-                "guest to host, 4 KiB packets",
-                ToHost(4 << 10),
-                &unix,
-                AtLeast(0.60),
-            ),
-            (
-                "guest to host, 64 B packets",
-                ToHost(64),
-                &small,
-                Incumbent(5.0),
-            ),
-            (
-                "host to guest, 64 KiB writes",
-                ToGuest(64 << 10),
-                &unix,
-                AtLeast(0.70),
-            ),
-            (
-                "host to guest, 64 B writes",
-                ToGuest(64),
-                &small,
-                AtLeast(0.8),
-            ),
-            (
-                "siblings, 64 KiB packets",
-                Siblings(64 << 10),
-                &[CopyInCache],
-                AtLeast(0.30),
-            ),
-            (
-                "siblings, fitting packets",
-                Siblings(FITTING),
-                &[CopyInCache],
-                AtLeast(0.20),
-            ),
-            ("round trip guest-host, 1 B", RoundTrip, &host, AtMost(1.5)),
-            (
-                "round trip siblings, 1 B",
-                RoundTripSiblings,
-                &siblings,
-                AtMost(1.6),
-            ),
-            ("connect and close, one", Connect(1), &[], Incumbent(3.0)),
-            (
-                "connect and close, sixteen",
-                Connect(16),
-                &[],
-                Incumbent(3.0),
-            ),
-            (
-                "connect siblings, one",
-                ConnectSiblings(1),
-                &[],
-                Incumbent(3.0),
-            ),
-            (
-                "connect siblings, sixteen",
-                ConnectSiblings(16),
-                &[],
-                Incumbent(5.0),
-            ),
-        ];
-        let scenario = |(name, traffic, limits, target)| Self::new(name, traffic, limits, target);
-        all.into_iter().map(scenario).collect()
+        [
+            streams(),
+            round_trips(Apart),
+            round_trips(Together),
+            connections(),
+            echoes(),
+            beside(),
+            memory(),
+            lookups(),
+        ]
+        .concat()
     }
 
     pub(crate) fn unit(&self) -> Unit {
-        match self.traffic {
-            Traffic::RoundTrip | Traffic::RoundTripSiblings => Unit::Seconds,
-            Traffic::Connect(_) | Traffic::ConnectSiblings(_) => Unit::Connections,
-            Traffic::ToHost(_) | Traffic::ToGuest(_) | Traffic::Siblings(_) => Unit::Bytes,
+        match self.subject {
+            Subject::Traffic(traffic) => match traffic {
+                Traffic::RoundTrip | Traffic::RoundTripBeside(_) | Traffic::RoundTripSiblings => {
+                    Unit::Seconds
+                }
+                Traffic::Connect(_) | Traffic::ConnectSiblings(_) => Unit::Connections,
+                _ => Unit::Rate,
+            },
+            Beside(_) | Subject::Lookup(_) => Unit::Part,
+            Memory(_) => Unit::Memory,
         }
     }
 }
 
-impl Target {
-    /// Which part of it is reached, one or more when it is met, given the ratios to the
-    /// limit and to the incumbent.
-    pub(crate) fn reached(self, to_limit: Option<f64>, to_incumbent: Option<f64>) -> Option<f64> {
-        match self {
-            Self::AtLeast(least) => to_limit.map(|ratio| ratio / least),
-            Self::AtMost(most) => to_limit
-                .filter(|&ratio| ratio > 0.0)
-                .map(|ratio| most / ratio),
-            Self::Incumbent(least) => to_incumbent.map(|ratio| ratio / least),
-        }
-    }
+fn streams() -> Vec<Scenario> {
+    use Traffic::{Siblings, ToGuest, ToHost};
+    let (unix, small) = (&[UnixStream(64 * KIB)], &[UnixStream(64)]);
+    let stream = |name, traffic, limits: &[Limit], targets: &[Target]| {
+        Scenario::new(name, Subject::Traffic(traffic), limits, targets)
+    };
+    vec![
+        stream(
+            "guest to host, 64 KiB packets",
+            ToHost(64 << 10),
+            unix,
+            &[LimitAtLeast(0.85)],
+        ),
+        stream(
+            "guest to host, 4 KiB packets",
+            ToHost(4 << 10),
+            unix,
+            &[LimitAtLeast(0.60)],
+        ),
+        stream(
+            "guest to host, 64 B packets",
+            ToHost(64),
+            small,
+            &[Incumbent(5.0)],
+        ),
+        stream(
+            "host to guest, 64 KiB writes",
+            ToGuest(64 * KIB),
+            unix,
+            &[LimitAtLeast(0.70)],
+        ),
+        stream(
+            "host to guest, 64 B writes",
+            ToGuest(64),
+            small,
+            &[LimitAtLeast(0.80)],
+        ),
+        stream(
+            "siblings, 64 KiB packets",
+            Siblings(64 << 10),
+            &[CopyInCache],
+            &[LimitAtLeast(0.30), CpuAtMost(0.15)],
+        ),
+        stream(
+            "siblings, packets that fit one buffer",
+            Siblings(FITTING),
+            &[CopyInCache],
+            &[LimitAtLeast(0.20)],
+        ),
+    ]
 }
 
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::AtLeast(ratio) => write!(f, ">= {ratio:.2} x limit"),
-            Self::AtMost(ratio) => write!(f, "<= {ratio:.2} x limit"),
-            Self::Incumbent(ratio) => write!(f, ">= {ratio:.0} x incumbent"),
-        }
-    }
+fn round_trips(placement: Placement) -> Vec<Scenario> {
+    let eventfd = EventfdPingPong(placement);
+    let (host, siblings) = ([eventfd, UnixPingPong(placement)], [eventfd, eventfd]);
+    let all = [
+        ("guest-host", Traffic::RoundTrip, host, 1.5),
+        ("siblings", Traffic::RoundTripSiblings, siblings, 1.6),
+        (
+            "beside a stream to the host",
+            Traffic::RoundTripBeside(Stream::ToHost),
+            host,
+            2.0,
+        ),
+        (
+            "beside a stream to the guest",
+            Traffic::RoundTripBeside(Stream::ToGuest),
+            host,
+            2.0,
+        ),
+    ];
+    let scenario = |(what, traffic, limits, most): (&str, _, [Limit; 2], _)| Scenario {
+        placement,
+        ..Scenario::new(
+            &format!("round trip {what}, {}", placement.name()),
+            Subject::Traffic(traffic),
+            &limits,
+            &[LimitAtMost(most)],
+        )
+    };
+    all.into_iter().map(scenario).collect()
+}
+
+fn connections() -> Vec<Scenario> {
+    use Traffic::{Connect, ConnectSiblings};
+    let all = [
+        ("guest to host, one", Connect(1), 3.0),
+        ("guest to host, sixteen", Connect(16), 3.0),
+        ("siblings, one", ConnectSiblings(1), 3.0),
+        ("siblings, sixteen", ConnectSiblings(16), 5.0),
+    ];
+    let scenario = |(what, traffic, least)| {
+        let name = format!("connect and close, {what}");
+        Scenario::new(&name, Subject::Traffic(traffic), &[], &[Incumbent(least)])
+    };
+    all.into_iter().map(scenario).collect()
+}
+
+fn echoes() -> Vec<Scenario> {
+    let connections = Traffic::Echo {
+        connections: 1000,
+        len: ECHO,
+    };
+    let pairs = Traffic::EchoPairs {
+        pairs: 16,
+        len: ECHO,
+    };
+    let targets = [Incumbent(8.0), FairAtLeast(0.99)];
+    let scenario = |name, traffic| Scenario::new(name, Subject::Traffic(traffic), &[], &targets);
+    vec![
+        scenario("echo over 1,000 connections", connections),
+        scenario("echo, 32 guests in pairs", pairs),
+    ]
+}
+
+fn beside() -> Vec<Scenario> {
+    let all = [
+        ("sibling", Stalled::Sibling),
+        ("host reader", Stalled::HostReader),
+        ("guest", Stalled::Guest),
+    ];
+    let scenario = |(who, stalled)| {
+        let name = format!("throughput beside a stalled {who}");
+        Scenario::new(&name, Beside(stalled), &[], &[AtLeast(0.95)])
+    };
+    all.into_iter().map(scenario).collect()
+}
+
+fn memory() -> Vec<Scenario> {
+    let all = [
+        ("connection", Idle::Connections(1000), 2 * KIB),
+        ("guest", Idle::Guests(32), 256 * KIB),
+    ];
+    let scenario = |(what, idle, most)| {
+        let name = format!("memory per idle {what}");
+        Scenario::new(&name, Memory(idle), &[], &[AtMost(most as f64)])
+    };
+    all.into_iter().map(scenario).collect()
+}
+
+fn lookups() -> Vec<Scenario> {
+    let all = [
+        ("connection", Lookup::Connection),
+        ("flow between siblings", Lookup::Flow),
+    ];
+    let scenario = |(what, lookup)| {
+        let name = format!("{what} among 100,000 or 10");
+        Scenario::new(&name, Subject::Lookup(lookup), &[], &[AtMost(1.5)])
+    };
+    all.into_iter().map(scenario).collect()
 }
 
 #[cfg(test)]
@@ -173,15 +241,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_met_when_all_of_it_is_reached() {
-        assert_eq!(Target::AtLeast(0.5).reached(Some(0.25), None), Some(0.5));
-        assert_eq!(Target::AtMost(1.5).reached(Some(3.0), None), Some(0.5));
-        assert_eq!(Target::Incumbent(5.0).reached(None, Some(10.0)), Some(2.0));
+    fn each_scenario_has_a_name_of_its_own_and_a_target() {
+        let all = Scenario::all();
+        for (index, scenario) in all.iter().enumerate() {
+            assert!(!scenario.targets.is_empty(), "{}", scenario.name);
+            let same = |other: &Scenario| other.name == scenario.name;
+            assert_eq!(all.iter().position(same), Some(index));
+        }
     }
 
     #[test]
-    fn nothing_is_said_of_a_target_without_its_ratio() {
-        assert_eq!(Target::Incumbent(5.0).reached(Some(9.0), None), None);
-        assert_eq!(Target::AtMost(1.5).reached(Some(0.0), None), None);
+    fn each_limit_is_measured() {
+        for scenario in Scenario::all() {
+            let measured = |limit| Limit::ALL.contains(limit);
+            assert!(scenario.limits.iter().all(measured), "{}", scenario.name);
+        }
     }
 }

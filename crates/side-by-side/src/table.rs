@@ -1,8 +1,10 @@
 //! The result as tables: cells of text, and their lines for the terminal.
 
-use crate::limits::Limit;
-use crate::outcome::{Outcome, Row};
+use crate::outcome::{Line, Outcome, Row};
+use crate::sample::Sample;
 use crate::scenario::Unit;
+use crate::series::Series;
+use crate::target::{Target, per_gib};
 
 /// A table: the first line is its head.
 pub(crate) type Table = Vec<Vec<String>>;
@@ -11,21 +13,22 @@ pub(crate) type Table = Vec<Vec<String>>;
 pub(crate) fn limits(outcome: &Outcome) -> Table {
     let head = ["limit", "median", "spread", "noisy"].map(str::to_owned);
     let rows = outcome.limits.iter().map(|(limit, series)| {
-        let unit = match limit {
-            Limit::UnixPingPong | Limit::EventfdPingPong => Unit::Seconds,
-            _ => Unit::Bytes,
+        let unit = if limit.is_time() {
+            Unit::Seconds
+        } else {
+            Unit::Rate
         };
         vec![
             limit.name(),
-            amount(series.median(|&value| value), unit),
-            percent(series.spread(|&value| value)),
+            amount(series.median(|&value| Some(value)), unit),
+            percent(series.spread(|&value| Some(value))),
             noisy(series.disturbed, series.repeated),
         ]
     });
     std::iter::once(head.into()).chain(rows).collect()
 }
 
-/// Both daemons in all scenarios.
+/// Both daemons in all scenarios, a line a target.
 pub(crate) fn scenarios(outcome: &Outcome) -> Table {
     let head = [
         "scenario",
@@ -34,48 +37,84 @@ pub(crate) fn scenarios(outcome: &Outcome) -> Table {
         "incumbent",
         "spread",
         "x limit",
+        "x incumbent",
         "target",
         "met",
-        "x incumbent",
         "CPU ours",
         "CPU incumbent",
         "noisy",
     ];
-    let rows = outcome.rows.iter().map(|row| cells(outcome, row));
+    let lines = outcome.lines();
+    let rows = lines.iter().map(|line| match line.is_first {
+        true => value(line),
+        false => further(line),
+    });
     let head = head.map(str::to_owned).into();
     std::iter::once(head).chain(rows).collect()
 }
 
-fn cells(outcome: &Outcome, row: &Row) -> Vec<String> {
-    let unit = row.scenario.unit();
-    let ratios = outcome.ratios(row);
-    let met = match ratios.reached {
-        Some(1.0..) => "yes",
-        Some(_) => "NO",
-        None => "-",
-    };
+/// The line of a scenario's value.
+fn value(line: &Line<'_>) -> Vec<String> {
     let Row {
         scenario,
         ours,
         incumbent,
-    } = row;
+    } = line.row;
+    let unit = scenario.unit();
+    let value = |series: &Series<Sample>| match series.hangs() {
+        true => "hangs".into(),
+        false => amount(series.median(|sample| Some(sample.value)), unit),
+    };
     vec![
         scenario.name.clone(),
-        amount(ours.median(|sample| sample.value), unit),
-        percent(ours.spread(|sample| sample.value)),
-        amount(incumbent.median(|sample| sample.value), unit),
-        percent(incumbent.spread(|sample| sample.value)),
-        number(ratios.to_limit),
-        scenario.target.to_string(),
-        met.to_owned(),
-        number(ratios.to_incumbent),
-        cpu(ours.median(|sample| sample.cpu), unit),
-        cpu(incumbent.median(|sample| sample.cpu), unit),
+        value(ours),
+        percent(ours.spread(|sample| Some(sample.value))),
+        value(incumbent),
+        percent(incumbent.spread(|sample| Some(sample.value))),
+        number(line.of_limit()),
+        number(line.of_incumbent()),
+        line.target.to_string(),
+        met(line),
+        cpu(line.ours.cpu, unit),
+        cpu(line.incumbent.cpu, unit),
         noisy(
             ours.disturbed + incumbent.disturbed,
             ours.repeated + incumbent.repeated,
         ),
     ]
+}
+
+/// The line of another target.
+fn further(line: &Line<'_>) -> Vec<String> {
+    let nothing = String::new;
+    let (what, ours, incumbent) = match line.target {
+        Target::CpuAtMost(_) => (
+            "daemon CPU",
+            cpu(line.ours.cpu, Unit::Rate),
+            cpu(line.incumbent.cpu, Unit::Rate),
+        ),
+        _ => (
+            "Jain's index",
+            precise(line.ours.fairness),
+            precise(line.incumbent.fairness),
+        ),
+    };
+    let target = line.target.to_string();
+    [format!("  {what}"), ours, nothing(), incumbent]
+        .into_iter()
+        .chain([nothing(), nothing(), nothing(), target, met(line)])
+        .chain([nothing(), nothing(), nothing()])
+        .collect()
+}
+
+fn met(line: &Line<'_>) -> String {
+    let met = match line.reached() {
+        Some(1.0..) => "yes",
+        Some(_) => "NO",
+        None if line.row.ours.hangs() => "NO",
+        None => "-",
+    };
+    met.to_owned()
 }
 
 /// The table's lines, in columns: the first to the left, the others to the right.
@@ -106,6 +145,10 @@ fn number(value: Option<f64>) -> String {
     value.map_or("-".into(), |value| format!("{value:.2}"))
 }
 
+fn precise(value: Option<f64>) -> String {
+    value.map_or("-".into(), |value| format!("{value:.4}"))
+}
+
 fn percent(value: Option<f64>) -> String {
     value.map_or("-".into(), |value| format!("{:.0} %", value * 100.0))
 }
@@ -115,9 +158,11 @@ fn amount(value: Option<f64>, unit: Unit) -> String {
         return "-".into();
     };
     match unit {
-        Unit::Bytes => format!("{:.1} MiB/s", value / f64::from(1 << 20)),
+        Unit::Rate => format!("{:.1} MiB/s", value / f64::from(1 << 20)),
         Unit::Connections => format!("{value:.0} /s"),
         Unit::Seconds => format!("{:.2} us", value * 1e6),
+        Unit::Memory => format!("{:.2} KiB", value / 1024.0),
+        Unit::Part => format!("{value:.3}"),
     }
 }
 
@@ -126,8 +171,8 @@ fn cpu(value: Option<f64>, unit: Unit) -> String {
         return "-".into();
     };
     match unit {
-        Unit::Bytes => format!("{:.3} s/GiB", value * f64::from(1 << 30)),
-        Unit::Connections | Unit::Seconds => format!("{:.1} us", value * 1e6),
+        Unit::Rate => format!("{:.3} s/GiB", per_gib(value)),
+        _ => format!("{:.1} us", value * 1e6),
     }
 }
 
@@ -137,9 +182,11 @@ mod tests {
 
     #[test]
     fn amounts_have_the_units_of_the_targets() {
-        assert_eq!(amount(Some(1_048_576.0), Unit::Bytes), "1.0 MiB/s");
+        assert_eq!(amount(Some(1_048_576.0), Unit::Rate), "1.0 MiB/s");
         assert_eq!(amount(Some(12.5e-6), Unit::Seconds), "12.50 us");
-        assert_eq!(cpu(Some(1e-9), Unit::Bytes), "1.074 s/GiB");
+        assert_eq!(amount(Some(2048.0), Unit::Memory), "2.00 KiB");
+        assert_eq!(amount(None, Unit::Part), "-");
+        assert_eq!(cpu(Some(1e-9), Unit::Rate), "1.074 s/GiB");
         assert_eq!(cpu(Some(3e-6), Unit::Connections), "3.0 us");
     }
 

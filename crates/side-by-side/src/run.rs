@@ -1,0 +1,100 @@
+//! The rounds: limits and scenarios, both daemons in turns.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::Arguments;
+use crate::daemon::Program;
+use crate::limits::Limit;
+use crate::noise::Noise;
+use crate::outcome::{Outcome, Row};
+use crate::placement;
+use crate::progress::Progress;
+use crate::sample::{self, Sample, Subject};
+use crate::scenario::Scenario;
+use crate::series::Series;
+
+/// Measures everything, round by round.
+pub(crate) fn measure(arguments: &Arguments) -> Result<Outcome> {
+    let mut outcome = nothing(arguments);
+    placement::look_around()?;
+    let steps = outcome.limits.len() + outcome.rows.len();
+    let mut progress = Progress::new(arguments.rounds, steps);
+    for round in 0..arguments.rounds {
+        for (limit, series) in &mut outcome.limits {
+            progress.step(&limit.name())?;
+            let measured = series.add(|| limit.measure_watched(outcome.sample));
+            measured.with_context(|| format!("measure {}", limit.name()))?;
+        }
+        for row in &mut outcome.rows {
+            progress.step(&row.scenario.name)?;
+            take_turns(arguments, row, round, &progress)?;
+        }
+    }
+    progress.finish()?;
+    Ok(outcome)
+}
+
+/// What is to be measured.
+fn nothing(arguments: &Arguments) -> Outcome {
+    let row = |mut scenario: Scenario| {
+        scenario.placement = arguments.placement.unwrap_or(scenario.placement);
+        Row {
+            scenario,
+            ours: Series::default(),
+            incumbent: Series::default(),
+        }
+    };
+    let chosen = |scenario: &Scenario| scenario.name.contains(&arguments.filter);
+    let scenarios: Vec<_> = Scenario::all().into_iter().filter(chosen).collect();
+    let of_use = |limit: &Limit| {
+        let uses = |scenario: &Scenario| scenario.limits.contains(limit);
+        arguments.filter.is_empty() || scenarios.iter().any(uses)
+    };
+    let limits = Limit::ALL.into_iter().filter(of_use);
+    Outcome {
+        limits: limits.map(|limit| (limit, Series::default())).collect(),
+        rows: scenarios.into_iter().map(row).collect(),
+        rounds: arguments.rounds,
+        sample: arguments.sample(),
+    }
+}
+
+fn take_turns(
+    arguments: &Arguments,
+    row: &mut Row,
+    round: usize,
+    progress: &Progress,
+) -> Result<()> {
+    let scenario = &row.scenario;
+    let turn = |series: &mut Series<Sample>, path: &Path| {
+        let program = Program {
+            path,
+            placement: scenario.placement,
+        };
+        series.add(|| {
+            let taken = sample::take(program, scenario.subject, arguments.sample());
+            // One that fails is as good as one that hangs; the others are measured still.
+            taken.or_else(|error| {
+                let name = &scenario.name;
+                progress.complain(&format!("{}: {name}: {error:#}", path.display()))?;
+                Ok((None, Noise::default()))
+            })
+        })
+    };
+    let with_incumbent = arguments.incumbent.as_deref();
+    let incumbent = with_incumbent.filter(|_| !matches!(scenario.subject, Subject::Lookup(_)));
+    // Nobody is always the first.
+    let ours_first = round.is_multiple_of(2);
+    if ours_first {
+        turn(&mut row.ours, &arguments.ours)?;
+    }
+    if let Some(incumbent) = incumbent {
+        turn(&mut row.incumbent, incumbent)?;
+    }
+    if !ours_first {
+        turn(&mut row.ours, &arguments.ours)?;
+    }
+    Ok(())
+}
