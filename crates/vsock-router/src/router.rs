@@ -69,6 +69,9 @@ pub enum Refusal {
     /// The guest has as many connections as it may have.
     #[error("the guest has too many connections")]
     TooManyConnections,
+    /// The guest asks for connections faster than it may.
+    #[error("the guest asks for too many connections a second")]
+    TooOften,
     /// The guests share no group.
     #[error("the guests share no group")]
     NoSharedGroup,

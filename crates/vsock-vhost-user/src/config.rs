@@ -40,6 +40,17 @@ pub struct GuestConfig {
     /// The most that may wait for siblings because of this guest, in bytes. What waits at
     /// one of them may be half of it at most.
     pub max_backlog: usize,
+    /// What may be kept for host applications that do not read altogether, in bytes. When
+    /// little is left of it, new connections get less than `tx_buffer_size`, but at least
+    /// [`MIN_TX_BUFFER_SIZE`](Self::MIN_TX_BUFFER_SIZE).
+    pub max_buffered: usize,
+    /// Host applications that may be about to say which port they want.
+    pub max_handshakes: usize,
+    /// Payload the guest may send in a second, and as much again that host applications
+    /// may send to it; `None` for any amount.
+    pub max_bytes_per_second: Option<u64>,
+    /// Connections the guest may ask for in a second; `None` for any number.
+    pub max_requests_per_second: Option<u64>,
 }
 
 impl GuestConfig {
@@ -53,6 +64,13 @@ impl GuestConfig {
     /// The default `max_backlog`.
     pub const DEFAULT_MAX_BACKLOG: usize = 64 << 20;
 
+    /// The default `max_buffered`.
+    pub const DEFAULT_MAX_BUFFERED: usize = 256 << 20;
+    /// What a connection gets of `max_buffered` at least.
+    pub const MIN_TX_BUFFER_SIZE: u32 = 16 * 1024;
+    /// The default `max_handshakes`.
+    pub const DEFAULT_MAX_HANDSHAKES: usize = 128;
+
     /// A guest with defaults for all but its addresses.
     pub fn new(cid: GuestCid, socket: impl Into<PathBuf>, uds_path: impl Into<PathBuf>) -> Self {
         Self {
@@ -65,6 +83,10 @@ impl GuestConfig {
             tx_buffer_size: Self::DEFAULT_TX_BUFFER_SIZE,
             max_connections: Self::DEFAULT_MAX_CONNECTIONS,
             max_backlog: Self::DEFAULT_MAX_BACKLOG,
+            max_buffered: Self::DEFAULT_MAX_BUFFERED,
+            max_handshakes: Self::DEFAULT_MAX_HANDSHAKES,
+            max_bytes_per_second: None,
+            max_requests_per_second: None,
         }
     }
 }
@@ -83,4 +105,12 @@ pub struct Changes {
     pub max_connections: Option<usize>,
     /// Another `max_backlog`, for what comes.
     pub max_backlog: Option<usize>,
+    /// Another `max_buffered`, for connections to come.
+    pub max_buffered: Option<usize>,
+    /// Another `max_handshakes`.
+    pub max_handshakes: Option<usize>,
+    /// Another `max_bytes_per_second`; `Some(None)` for any amount.
+    pub max_bytes_per_second: Option<Option<u64>>,
+    /// Another `max_requests_per_second`; `Some(None)` for any number.
+    pub max_requests_per_second: Option<Option<u64>>,
 }

@@ -14,7 +14,9 @@ use vsock_connection::{Cause, Connection, ConnectionId, HostPorts, Received, Tab
 use vsock_packet::{Cid, GuestCid, Header, PortNumber, ShutdownFlags, SocketType, VsockAddr};
 use vsock_router::{ConnectionKind, ConnectionState, Record, Recorder};
 
+use crate::allowance::Allowance;
 use crate::counters::Counters;
+use crate::handle::Settings;
 use crate::host_end::{HostEnd, Read};
 use crate::memory::Piece;
 use crate::poller::{EventFlags, Registry, Token};
@@ -30,7 +32,7 @@ pub(crate) struct Connections {
     guest: GuestCid,
     table: Table<HostEnd>,
     host_ports: HostPorts,
-    buf_alloc: u32,
+    allowance: Allowance,
     timeouts: Timeouts,
     counters: Arc<Counters>,
     recorder: Arc<Recorder>,
@@ -43,8 +45,6 @@ pub(crate) struct Connections {
 impl Connections {
     pub(crate) fn new(
         guest: GuestCid,
-        limit: usize,
-        buf_alloc: u32,
         timeouts: Timeouts,
         counters: Arc<Counters>,
         recorder: Arc<Recorder>,
@@ -52,9 +52,9 @@ impl Connections {
     ) -> Self {
         Self {
             guest,
-            table: Table::new(limit),
+            table: Table::new(0),
             host_ports: HostPorts::default(),
-            buf_alloc,
+            allowance: Allowance::default(),
             timeouts,
             counters,
             recorder,
@@ -68,14 +68,10 @@ impl Connections {
         self.now = now;
     }
 
-    /// Applies to connections to come.
-    pub(crate) fn set_buf_alloc(&mut self, buf_alloc: u32) {
-        self.buf_alloc = buf_alloc;
-    }
-
-    /// Connections beyond the limit stay.
-    pub(crate) fn set_limit(&mut self, limit: usize) {
-        self.table.set_limit(limit);
+    /// What there is already stays as it is.
+    pub(crate) fn set_limits(&mut self, settings: &Settings) {
+        self.table.set_limit(settings.max_connections);
+        self.allowance.set(settings, self.now);
     }
 
     fn record(&self, kind: ConnectionKind, from: VsockAddr, to: VsockAddr) -> Record {
@@ -120,10 +116,12 @@ impl Connections {
 
     /// Gives the guest the connection it asked for. `false` when there is no room.
     pub(crate) fn accept(&mut self, request: &Header, socket: OwnedFd) -> bool {
-        let connection = Connection::accepted(request, self.buf_alloc, self.timeouts);
+        let buf_alloc = self.allowance.promise();
+        let connection = Connection::accepted(request, buf_alloc, self.timeouts);
         let record = self.record(ConnectionKind::GuestToHost, request.src, request.dst);
-        let host = HostEnd::new(socket, None, record);
+        let host = HostEnd::new(socket, None, buf_alloc, record);
         let Ok(id) = self.table.insert(connection, host) else {
+            self.allowance.take_back(buf_alloc);
             return false;
         };
         if !self.watch(id, Registry::add) {
@@ -151,15 +149,16 @@ impl Connections {
             cid: self.guest.cid(),
             port,
         };
-        let connection =
-            Connection::requested(host, guest, self.buf_alloc, self.timeouts, self.now);
+        let buf_alloc = self.allowance.promise();
+        let connection = Connection::requested(host, guest, buf_alloc, self.timeouts, self.now);
         let record = self.record(ConnectionKind::HostToGuest, host, guest);
-        let end = HostEnd::new(socket, Some(host_port), record);
+        let end = HostEnd::new(socket, Some(host_port), buf_alloc, record);
         let taken = self.table.find_ends(host, guest).is_some();
         let Some(id) = (!taken)
             .then(|| self.table.insert(connection, end).ok())
             .flatten()
         else {
+            self.allowance.take_back(buf_alloc);
             self.host_ports.free(host_port);
             return false;
         };
@@ -295,11 +294,21 @@ impl Connections {
     }
 
     /// When [`Self::handle_timeouts`] is due.
-    pub(crate) fn next_timeout(&self) -> Option<Instant> {
-        self.table.next_timeout()
+    pub(crate) fn next_timeout(&mut self) -> Option<Instant> {
+        let release = self.allowance.next_release(self.now);
+        [self.table.next_timeout(), release]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub(crate) fn handle_timeouts(&mut self) {
+        for id in self.allowance.release(self.now) {
+            if let Some(entry) = self.table.get_mut(id) {
+                entry.host.is_held = false;
+                self.table.mark_ready(id);
+            }
+        }
         while let Some(id) = self.table.next_expired(self.now) {
             if let Some(entry) = self.table.get_mut(id) {
                 entry.connection.handle_timeout(self.now);
@@ -330,6 +339,7 @@ impl Connections {
             let mut turn = Turn {
                 connection: &mut entry.connection,
                 host: &mut entry.host,
+                allowance: &mut self.allowance,
                 counters: &self.counters,
                 now: self.now,
             };
@@ -338,6 +348,11 @@ impl Connections {
                 Outcome::Done => (),
                 Outcome::More => self.table.mark_ready(id),
                 Outcome::NoBuffer => self.table.return_ready(id),
+                Outcome::Held if entry.host.is_held => (),
+                Outcome::Held => {
+                    entry.host.is_held = true;
+                    self.allowance.hold(id);
+                }
             }
             self.settle(id);
             if outcome == Outcome::NoBuffer {
@@ -388,6 +403,7 @@ impl Connections {
     fn drop_entry(&mut self, id: ConnectionId) {
         if let Some((connection, host)) = self.table.remove(id) {
             trace!(connection = %Ends(&connection), "over");
+            self.allowance.take_back(host.buf_alloc);
             if let Some(port) = host.assigned_port {
                 self.host_ports.free(port);
             }
@@ -444,6 +460,7 @@ fn settle_open(connection: &mut Connection, host: &mut HostEnd, now: Instant) {
 struct Turn<'a> {
     connection: &'a mut Connection,
     host: &'a mut HostEnd,
+    allowance: &'a mut Allowance,
     counters: &'a Counters,
     now: Instant,
 }
@@ -456,6 +473,8 @@ enum Outcome {
     More,
     /// The RX ring is out of buffers.
     NoBuffer,
+    /// The guest has got as much as it may for now.
+    Held,
 }
 
 impl Turn<'_> {
@@ -482,6 +501,9 @@ impl Turn<'_> {
             }
             if left == 0 {
                 return Outcome::More;
+            }
+            if !self.allowance.has_some(self.now) {
+                return Outcome::Held;
             }
             let wanted = bytes.min(self.host.read_size()).min(left);
             match rx.reserve(wanted, packets) {
@@ -531,6 +553,7 @@ impl Turn<'_> {
                     connection.data_header(share).to_raw()
                 });
                 counters.rx_bytes.add(bytes);
+                self.allowance.take(bytes);
                 let host = connection.host();
                 self.host.record.count(host, bytes as u64);
                 bytes

@@ -15,15 +15,13 @@ use slab::Slab;
 use tracing::{debug, warn};
 use vsock_packet::{GuestCid, PortNumber};
 
+use crate::config::GuestConfig;
 use crate::counters::Counters;
 use crate::events::{ClientRefusal, Event, Hub};
 use crate::handshake::Handshake;
 use crate::poller::{EventFlags, Registry, Token};
 use crate::seldom::Seldom;
 
-/// Clients that may be about to say their port. One more, and the oldest has to go: who
-/// means it says so at once.
-const MAX_HANDSHAKES: usize = 128;
 /// How long a client may take over its line.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait before accepting again when the process is out of descriptors.
@@ -52,6 +50,9 @@ pub(crate) struct Door {
     /// A client may be waiting to be let in.
     rung: bool,
     retry_at: Option<Instant>,
+    /// Clients that may be about to say their port. One more, and the oldest has to go:
+    /// who means it says so at once.
+    max_handshakes: usize,
     guest: GuestCid,
     counters: Arc<Counters>,
     hub: Arc<Hub>,
@@ -81,12 +82,18 @@ impl Door {
             by_age: VecDeque::new(),
             rung: false,
             retry_at: None,
+            max_handshakes: GuestConfig::DEFAULT_MAX_HANDSHAKES,
             guest,
             counters,
             hub,
             registry,
             warnings: Seldom::default(),
         })
+    }
+
+    /// From the next client on.
+    pub(crate) fn set_max_handshakes(&mut self, max_handshakes: usize) {
+        self.max_handshakes = max_handshakes;
     }
 
     /// The listener is ready.
@@ -118,7 +125,7 @@ impl Door {
     }
 
     fn admit(&mut self, socket: OwnedFd, now: Instant, callers: &mut Vec<Caller>) {
-        if self.handshakes.len() == MAX_HANDSHAKES {
+        while self.handshakes.len() >= self.max_handshakes.max(1) {
             self.dismiss_oldest();
         }
         let deadline = now + HANDSHAKE_TIMEOUT;

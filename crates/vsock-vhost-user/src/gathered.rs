@@ -89,9 +89,10 @@ impl Worker {
         }
     }
 
-    fn count_payload(&self, header: &Header) {
+    fn count_payload(&mut self, header: &Header) {
         if header.op == Op::Rw {
             self.counters.tx_bytes.add(header.len as usize);
+            self.sends.take(header.len as usize);
         }
     }
 
@@ -166,6 +167,10 @@ impl Worker {
         if !self.member.takes(request.socket_type) {
             return Err(Refusal::TypeNotSupported);
         }
+        if !self.requests.has_some(self.now) {
+            return Err(Refusal::TooOften);
+        }
+        self.requests.take(1);
         match self.router.route(&Request::new(self.guest, request)) {
             Route::Host(HostEndpoint::Unix(path)) => self.open_unix(request, &path),
             Route::Member(target) => self.member.open(request, &target, self.now),

@@ -34,9 +34,13 @@ pub(crate) struct Handle {
 pub(crate) struct Settings {
     pub(crate) groups: Vec<String>,
     pub(crate) host_cids: Vec<Cid>,
-    tx_buffer_size: u32,
-    max_connections: usize,
+    pub(crate) tx_buffer_size: u32,
+    pub(crate) max_connections: usize,
     max_backlog: usize,
+    pub(crate) max_buffered: usize,
+    pub(crate) max_handshakes: usize,
+    pub(crate) max_bytes_per_second: Option<u64>,
+    pub(crate) max_requests_per_second: Option<u64>,
 }
 
 impl Settings {
@@ -47,6 +51,10 @@ impl Settings {
             tx_buffer_size: config.tx_buffer_size,
             max_connections: config.max_connections,
             max_backlog: config.max_backlog,
+            max_buffered: config.max_buffered,
+            max_handshakes: config.max_handshakes,
+            max_bytes_per_second: config.max_bytes_per_second,
+            max_requests_per_second: config.max_requests_per_second,
         }
     }
 
@@ -61,6 +69,14 @@ impl Settings {
             tx_buffer_size: changes.tx_buffer_size.unwrap_or(self.tx_buffer_size),
             max_connections: or(changes.max_connections, self.max_connections),
             max_backlog: or(changes.max_backlog, self.max_backlog),
+            max_buffered: or(changes.max_buffered, self.max_buffered),
+            max_handshakes: or(changes.max_handshakes, self.max_handshakes),
+            max_bytes_per_second: changes
+                .max_bytes_per_second
+                .unwrap_or(self.max_bytes_per_second),
+            max_requests_per_second: changes
+                .max_requests_per_second
+                .unwrap_or(self.max_requests_per_second),
         }
     }
 
@@ -70,7 +86,8 @@ impl Settings {
             && self.groups.iter().any(|group| its.groups.contains(group))
     }
 
-    fn limits(&self) -> Limits {
+    /// What it may have among its siblings.
+    pub(crate) fn limits(&self) -> Limits {
         Limits {
             connections: self.max_connections,
             backlog: self.max_backlog,
@@ -109,6 +126,10 @@ impl Handle {
             tx_buffer_size,
             max_connections,
             max_backlog,
+            max_buffered,
+            max_handshakes,
+            max_bytes_per_second,
+            max_requests_per_second,
         } = self.settings();
         GuestStatus {
             cid: self.cid,
@@ -120,6 +141,10 @@ impl Handle {
             tx_buffer_size,
             max_connections,
             max_backlog,
+            max_buffered,
+            max_handshakes,
+            max_bytes_per_second,
+            max_requests_per_second,
             state: self.gauges.state(),
             connections: self.gauges.connections() + self.member.connections(),
             counters: self.counters.values(self.member.counters()),
@@ -148,19 +173,16 @@ impl Handle {
     /// Applies what concerns the worker; of its routes, what `router` is to say from now
     /// on. `false` when the worker did not come to it: then all is as before.
     pub(crate) fn apply(&self, settings: Settings, router: Option<Arc<dyn Router>>) -> bool {
-        let (buf_alloc, limits) = (settings.tx_buffer_size, settings.limits());
-        let host_cids = settings.host_cids.clone();
+        let wanted = settings.clone();
         let done = self.inbox.ask(move |worker| {
             if let Some(router) = router {
                 worker.router = router;
-                let is_host = |cid| cid == Cid::HOST || host_cids.contains(&cid);
+                let is_host = |cid| cid == Cid::HOST || wanted.host_cids.contains(&cid);
                 worker
                     .connections
                     .withdraw(|connection, _| !is_host(connection.host().cid));
             }
-            worker.connections.set_buf_alloc(buf_alloc);
-            worker.connections.set_limit(limits.connections);
-            worker.member.set_limits(limits);
+            worker.set_limits(&wanted);
         });
         if done.is_some() {
             *lock(&self.settings) = settings;

@@ -35,6 +35,10 @@ pub(crate) struct HostEnd {
     read_size: usize,
     /// The host port that was assigned, to be freed.
     pub(crate) assigned_port: Option<PortNumber>,
+    /// What may be kept here for the application, in bytes.
+    pub(crate) buf_alloc: u32,
+    /// Waits for the guest's rate to allow more.
+    pub(crate) is_held: bool,
     /// The connection, as lists and observers know it.
     pub(crate) record: Record,
 }
@@ -63,7 +67,12 @@ pub(crate) enum Read {
 
 impl HostEnd {
     /// An end whose socket is connected, and about to be [watched](Self::watch).
-    pub(crate) fn new(socket: OwnedFd, assigned_port: Option<PortNumber>, record: Record) -> Self {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        assigned_port: Option<PortNumber>,
+        buf_alloc: u32,
+        record: Record,
+    ) -> Self {
         Self {
             socket: Some(socket),
             buffer: TxBuffer::default(),
@@ -76,6 +85,8 @@ impl HostEnd {
             ended: Ended::default(),
             read_size: *READ_SIZES.start(),
             assigned_port,
+            buf_alloc,
+            is_held: false,
             record,
         }
     }
@@ -348,7 +359,7 @@ mod tests {
                 SocketType::Stream,
                 Instant::now(),
             );
-            let mut end = HostEnd::new(ours.into(), None, record);
+            let mut end = HostEnd::new(ours.into(), None, 0, record);
             let poller = Poller::new().unwrap();
             let events = end.watch();
             let registry = poller.registry();

@@ -64,6 +64,7 @@
 
 #![deny(unsafe_code)]
 
+mod allowance;
 mod backend;
 mod config;
 mod connections;
@@ -80,6 +81,7 @@ mod inbox;
 mod memory;
 mod memory_faults;
 mod poller;
+mod rate;
 mod ring;
 mod rx;
 mod seldom;

@@ -33,6 +33,14 @@ pub struct GuestStatus {
     pub max_connections: usize,
     /// The most that may wait for siblings because of it, in bytes.
     pub max_backlog: usize,
+    /// The most that may be kept for host applications altogether, in bytes.
+    pub max_buffered: usize,
+    /// Host applications that may be about to say which port they want.
+    pub max_handshakes: usize,
+    /// Payload it may send in a second, and as much again that the host may send to it.
+    pub max_bytes_per_second: Option<u64>,
+    /// Connections it may ask for in a second.
+    pub max_requests_per_second: Option<u64>,
     /// Whether its VM is there.
     pub state: GuestState,
     /// Connections with the host and with siblings.

@@ -57,6 +57,7 @@ impl Worker {
             return drained;
         };
         let mut idle_rounds = 0;
+        let mut held = false;
         pass.disable_kicks();
         loop {
             let taken = self.take_chains(&mut pass, memory);
@@ -69,11 +70,16 @@ impl Worker {
             if pass.is_exhausted() || idle_rounds == 2 {
                 break;
             }
+            if !self.sends.has_some(self.now) {
+                // The rest stays in the ring, and the guest need not kick for it.
+                held = true;
+                break;
+            }
             if taken < CHAINS_PER_PUBLISH && !pass.enable_kicks() {
                 break;
             }
         }
-        drained.more = pass.is_exhausted();
+        drained.more = held || pass.is_exhausted();
         drained
     }
 

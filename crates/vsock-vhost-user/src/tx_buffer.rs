@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::memory::Piece;
 
 /// The least and the most a chunk has room for, in bytes.
-const CHUNK_SIZES: std::ops::RangeInclusive<usize> = 4096..=65536;
+const CHUNK_SIZES: std::ops::RangeInclusive<usize> = 4096..=16384;
 
 /// Bytes on their way to a socket that is full. Its memory follows what it holds: beyond
 /// that it has less than two chunks.

@@ -22,7 +22,7 @@ use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vsock_connection::Timeouts;
 use vsock_packet::{Features, GuestCid, Header};
-use vsock_router::{Groups, JoinError, Limits, Member, Port, Refusal, Router, Switch};
+use vsock_router::{Groups, JoinError, Member, Port, Refusal, Router, Switch};
 
 use crate::config::GuestConfig;
 use crate::connections::Connections;
@@ -30,9 +30,11 @@ use crate::counters::Counters;
 use crate::door::{Caller, Door};
 use crate::events::{ClientRefusal, Event, Hub};
 use crate::fault::Fault;
+use crate::handle::Settings;
 use crate::inbox::Inbox;
 use crate::memory::SharedMemory;
 use crate::poller::{Poller, Token};
+use crate::rate::Bucket;
 use crate::rx::RxPort;
 use crate::seldom::Seldom;
 use crate::status::{Gauges, GuestState};
@@ -66,6 +68,10 @@ pub(crate) struct Worker {
     callers: Vec<Caller>,
     /// Somebody has woken the worker, perhaps to ask something.
     woken: bool,
+    /// Payload that the guest may send.
+    pub(crate) sends: Bucket,
+    /// Connections that it may ask for.
+    pub(crate) requests: Bucket,
     refusals: Seldom,
 }
 
@@ -138,8 +144,6 @@ impl Worker {
         )?;
         let connections = Connections::new(
             config.cid,
-            config.max_connections,
-            config.tx_buffer_size,
             Timeouts::default(),
             Arc::clone(&counters),
             Arc::clone(switch.recorder()),
@@ -149,12 +153,8 @@ impl Worker {
         let groups = Groups::from_iter(config.groups.iter().cloned());
         let receiving: Arc<dyn Port> = Arc::<RxPort>::clone(&port);
         let member = switch.join(config.cid, groups, receiving)?;
-        member.set_limits(Limits {
-            connections: config.max_connections,
-            backlog: config.max_backlog,
-        });
         let inbox = Arc::new(Inbox::new(poller.waker()));
-        Ok(Self {
+        let mut worker = Self {
             guest: config.cid,
             router,
             connections,
@@ -170,8 +170,21 @@ impl Worker {
             session: None,
             callers: Vec::new(),
             woken: false,
+            sends: Bucket::default(),
+            requests: Bucket::default(),
             refusals: Seldom::default(),
-        })
+        };
+        worker.set_limits(&Settings::of(config));
+        Ok(worker)
+    }
+
+    /// What there is already stays as it is.
+    pub(crate) fn set_limits(&mut self, settings: &Settings) {
+        self.connections.set_limits(settings);
+        self.door.set_max_handshakes(settings.max_handshakes);
+        self.member.set_limits(settings.limits());
+        self.sends = Bucket::new(settings.max_bytes_per_second, self.now);
+        self.requests = Bucket::new(settings.max_requests_per_second, self.now);
     }
 
     /// What tells that there is something to do for [`Cause::Host`].
@@ -363,6 +376,7 @@ impl Worker {
             self.connections.next_timeout(),
             self.door.next_timeout(),
             self.member.next_timeout(),
+            self.may_send_at(),
         ];
         self.poller.arm(timeouts.into_iter().flatten().min(), now);
         self.gauges.set_connections(self.connections.len());
@@ -402,15 +416,25 @@ impl Worker {
 
     /// Takes what the guest sent, if it did. `true` when there is more.
     fn drain_pending_tx(&mut self) -> bool {
-        let pending = self
-            .session
-            .as_ref()
-            .is_some_and(|session| session.tx_is_pending);
-        let more = pending && self.drain_tx();
+        if !self.tx_is_pending() || !self.sends.has_some(self.now) {
+            return false;
+        }
+        let more = self.drain_tx();
         if let Some(session) = &mut self.session {
             session.tx_is_pending = more;
         }
-        more
+        more && self.sends.has_some(self.now)
+    }
+
+    fn tx_is_pending(&self) -> bool {
+        let session = self.session.as_ref();
+        session.is_some_and(|session| session.tx_is_pending)
+    }
+
+    /// When a guest that has sent too much may send again, if it wants to.
+    fn may_send_at(&mut self) -> Option<Instant> {
+        let waits = self.tx_is_pending();
+        waits.then(|| self.sends.refilled_at(self.now)).flatten()
     }
 
     /// Lets host applications in, and asks the guest for what they want. `true` when

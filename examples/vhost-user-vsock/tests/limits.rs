@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use vsock_connection::{Connection, Entry, HostPorts, Timeouts};
 use vsock_packet::{CreditRequests, HEADER_LEN, UnreadPackets, chain};
-use vsock_router::Limits;
 use vsock_vhost_user::GuestConfig;
 
 const LIMITS: &str = include_str!("../../../docs/limits.md");
@@ -84,6 +83,15 @@ fn the_bounds_that_may_be_chosen() {
         &format!("`tx-buffer-size`, {buffer} KiB"),
     );
     says(
+        "the same for all of its host applications",
+        &format!("`max-buffered`, {} MiB", GuestConfig::DEFAULT_MAX_BUFFERED / MIB),
+    );
+    let least = GuestConfig::MIN_TX_BUFFER_SIZE as usize / KIB;
+    assert!(row("the same for all of its").contains(&format!("at least {least} KiB")));
+    assert_eq!(constant(VHOST_USER, "SHARE"), "64");
+    assert_eq!(constant(VHOST_USER, "BURST"), "Duration::from_millis(250)");
+    assert!(LIMITS.contains("a quarter of a second's worth"));
+    says(
         "length of a ring",
         &format!("`queue-size`, {}", GuestConfig::MAX_QUEUE_SIZE),
     );
@@ -91,14 +99,13 @@ fn the_bounds_that_may_be_chosen() {
 
 #[test]
 fn the_bounds_between_siblings() {
-    let limits = Limits::default();
     says(
         "connections the guest has opened",
-        &number(limits.connections),
+        &number(GuestConfig::DEFAULT_MAX_CONNECTIONS),
     );
     says(
         "data that waits for siblings",
-        &format!("{} MiB", limits.backlog / MIB),
+        &format!("{} MiB", GuestConfig::DEFAULT_MAX_BACKLOG / MIB),
     );
     assert_eq!(constant(ROUTER, "MAX_WINDOW"), "4 << 20");
     says("data that waits for one sibling", "at most 4 MiB");
@@ -159,8 +166,11 @@ fn the_bounds_at_the_door() {
     let [first, last] = [taken.iter().min(), taken.iter().max()].map(Option::unwrap);
     let words = format!("{} ({first} to {last})", number(taken.len()));
     says("host ports", &words);
-    assert_eq!(constant(VHOST_USER, "MAX_HANDSHAKES"), "128");
-    says("host applications that have not", "128");
+    let handshakes = GuestConfig::DEFAULT_MAX_HANDSHAKES;
+    says(
+        "host applications that have not",
+        &format!("`max-handshakes`, {handshakes}"),
+    );
     assert_eq!(constant(VHOST_USER, "MAX_LINE"), "32");
     says("the length of the `CONNECT` line", "32 bytes");
     assert!(HYBRID.contains("at most 32 bytes"));
@@ -191,42 +201,41 @@ fn the_bounds_of_packets() {
     assert!(LIMITS.contains("at most 4,096 bytes of\npayload and 32 descriptors"));
 }
 
-/// The formula, in the page's order of terms.
-fn worst_case(max_connections: usize, tx_buffer_size: usize) -> usize {
+/// The formula, in the page's order of terms: its first line, and all of it.
+fn worst_case(max_connections: usize, max_buffered: usize, max_backlog: usize) -> (usize, usize) {
     let unread = UnreadPackets::default().room(u32::MAX) * size_of::<u32>();
     assert_eq!(unread, 16 * KIB);
-    let Limits {
-        connections,
-        backlog,
-    } = Limits::default();
-    max_connections * (tx_buffer_size * 65 / 64 + 128 * KIB + unread + KIB)
-        + connections * 2 * (unread + KIB)
-        + backlog
+    let least = GuestConfig::MIN_TX_BUFFER_SIZE as usize;
+    let first = (max_buffered + max_connections * least) * 65 / 64;
+    let all = first
+        + max_connections * (32 * KIB + unread + KIB)
+        + max_connections * 2 * (unread + KIB)
+        + max_backlog
         + 4 * MIB
-        + 128 * KIB
+        + GuestConfig::DEFAULT_MAX_HANDSHAKES * KIB
         + 1024 * HEADER_LEN
-        + 4 * MIB
+        + 4 * MIB;
+    (first, all)
 }
 
 #[test]
 fn the_worst_case_is_what_the_formula_gives() {
-    assert_eq!(constant(VHOST_USER, "CHUNK_SIZES"), "4096..=65536");
-    says("the memory for that data", "`tx-buffer-size` + 128 KiB");
-    assert!(row("the memory for that data").contains("chunks of 4 to 64 KiB"));
-    let [connections, buffer] = [
+    assert_eq!(constant(VHOST_USER, "CHUNK_SIZES"), "4096..=16384");
+    says("the memory for that data", "what was promised + 32 KiB");
+    assert!(row("the memory for that data").contains("chunks of 4 to 16 KiB"));
+    let (first, all) = worst_case(
         GuestConfig::DEFAULT_MAX_CONNECTIONS,
-        GuestConfig::DEFAULT_TX_BUFFER_SIZE as usize,
-    ];
-    let all = worst_case(connections, buffer);
-    let first = all - worst_case(0, buffer);
+        GuestConfig::DEFAULT_MAX_BUFFERED,
+        GuestConfig::DEFAULT_MAX_BACKLOG,
+    );
     let words = format!(
         "that is {} MiB, of which the first line is {}:",
         number(all.div_ceil(MIB)),
         number(first.div_ceil(MIB))
     );
     assert!(LIMITS.contains(&words), "{words}");
-    let small = worst_case(256, 64 * KIB).div_ceil(MIB);
-    let words = format!("with 64 KiB and 256 connections the worst case is\n{small} MiB");
+    let small = worst_case(256, 16 * MIB, 16 * MIB).1.div_ceil(MIB);
+    let words = format!("with 16 MiB each and 256 connections\nthe worst case is {small} MiB");
     assert!(LIMITS.contains(&words), "{words}");
 }
 
