@@ -84,7 +84,10 @@ fn the_bounds_that_may_be_chosen() {
     );
     says(
         "the same for all of its host applications",
-        &format!("`max-buffered`, {} MiB", GuestConfig::DEFAULT_MAX_BUFFERED / MIB),
+        &format!(
+            "`max-buffered`, {} MiB",
+            GuestConfig::DEFAULT_MAX_BUFFERED / MIB
+        ),
     );
     let least = GuestConfig::MIN_TX_BUFFER_SIZE as usize / KIB;
     assert!(row("the same for all of its").contains(&format!("at least {least} KiB")));
