@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{info, warn};
@@ -21,6 +22,7 @@ use vsock_packet::Config;
 use crate::backend::{Backend, POLLER_TOKEN, lock};
 use crate::handle::Handle;
 use crate::memory::Memory;
+use crate::seldom::Seldom;
 use crate::server::Seat;
 use crate::socket_io;
 use crate::stop::Stop;
@@ -60,6 +62,7 @@ impl Guest {
             listener: listener.as_fd().try_clone_to_owned()?,
             frontends: Listener::from(listener),
             stop: Arc::clone(&stop),
+            warnings: Seldom::default(),
         };
         let thread = Builder::new()
             .name(format!("guest-{cid}"))
@@ -100,6 +103,7 @@ struct Service {
     /// The same socket as `frontends`, to wait for it.
     listener: rustix::fd::OwnedFd,
     stop: Arc<Stop>,
+    warnings: Seldom,
 }
 
 /// How long to wait after a frontend that could not be served: the process is out of
@@ -127,12 +131,19 @@ impl Service {
                 Wake::BackedOff => back_off = false,
                 Wake::Frontend => {
                     if let Err(error) = self.serve() {
-                        let guest = self.config.guest_cid;
-                        warn!(%guest, %error, "cannot serve the frontend; trying again");
+                        self.warn(&error);
                         back_off = true;
                     }
                 }
             }
+        }
+    }
+
+    /// Says, once for all attempts that follow closely, that a frontend has to wait.
+    fn warn(&mut self, error: &ServeError) {
+        if let Some(others) = self.warnings.pass(Instant::now()) {
+            let guest = self.config.guest_cid;
+            warn!(%guest, %error, others, "cannot serve the frontend; trying again");
         }
     }
 
@@ -195,12 +206,15 @@ impl Service {
                 .map_err(ServeError::Register)?;
         }
         daemon.start(&mut self.frontends)?;
+        let guest = self.config.guest_cid;
+        info!(%guest, "the frontend has connected");
         if let Some(session) = daemon.shutdown_handle() {
             self.stop.set_session(session);
         }
-        if let Err(error) = daemon.wait() {
-            // How a frontend leaves is its own affair.
-            info!(guest = %self.config.guest_cid, %error, "the session has ended");
+        // How a frontend leaves is its own affair.
+        match daemon.wait() {
+            Ok(()) => info!(%guest, "the frontend is gone"),
+            Err(error) => info!(%guest, %error, "the frontend is gone"),
         }
         Ok(())
     }

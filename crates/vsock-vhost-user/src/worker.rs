@@ -194,7 +194,6 @@ impl Worker {
 
     /// A frontend has connected; `stop` ends its session.
     pub(crate) fn begin_session(&mut self, memory: SharedMemory, stop: Arc<Stop>) {
-        info!(guest = %self.guest, "the frontend has connected");
         self.session = Some(Session {
             memory,
             rings: None,
@@ -207,7 +206,6 @@ impl Worker {
 
     /// The frontend is gone, and the guest with it.
     pub(crate) fn end_session(&mut self) {
-        info!(guest = %self.guest, "the frontend is gone");
         self.session = None;
         self.port.detach();
         self.set_state(GuestState::Waiting);
