@@ -141,6 +141,12 @@ impl House {
         }
     }
 
+    /// The process has nothing to do while the witness rests, whatever is open.
+    #[track_caller]
+    pub(crate) fn is_at_rest(&self) {
+        Usage::at_rest(self.daemon.pid(), &self.witness).is_all_there_is(&self.witness);
+    }
+
     /// Nothing that happened did any harm. All other guests are gone by now.
     #[track_caller]
     pub(crate) fn ends_unharmed(self) {
