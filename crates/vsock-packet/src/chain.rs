@@ -142,6 +142,35 @@ pub fn write_buffer<'m, M: GuestMemory>(
     Ok(RxBuffer { header, capacity })
 }
 
+impl<'m, M: GuestMemory> RxBuffer<'m, M> {
+    /// The buffer of a chain that is a single `piece`; as [`write_buffer`] otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`ChainError::NoHeader`] when it has no room for a header.
+    pub fn of_piece(
+        piece: &Piece<'m, M>,
+        max_payload: usize,
+        pieces: &mut Vec<Piece<'m, M>>,
+    ) -> Result<Self, ChainError> {
+        let (header, rest) = split(piece, HEADER_LEN);
+        if header.len() < HEADER_LEN {
+            let available = header.len();
+            return Err(ChainError::NoHeader { available });
+        }
+        let mut capacity = 0;
+        if let Some(rest) = rest
+            && max_payload > 0
+        {
+            let (front, _) = split(&rest, max_payload);
+            capacity = front.len();
+            pieces.push(front);
+        }
+        let header = HeaderArea::Whole(header);
+        Ok(Self { header, capacity })
+    }
+}
+
 type AreaAndRest<'m, M> = (HeaderArea<'m, M>, Option<Piece<'m, M>>);
 
 fn header_area<'m, M: GuestMemory>(

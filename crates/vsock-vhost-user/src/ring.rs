@@ -3,22 +3,30 @@
 //!
 //! `virtio-queue` publishes the used index with every entry. Here the entries of a pass
 //! are written as they come and the index once, with the decision whether the driver
-//! wants to be notified (§2.7.7, §2.7.8).
+//! wants to be notified (§2.7.7, §2.7.8). It also looks up where the ring lies at every
+//! access; here that is done once a pass.
 
 use std::sync::atomic::{Ordering, fence};
 
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
-use crate::memory::Memory;
+use crate::memory::{Memory, Piece};
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (§2.7.6).
 const AVAIL_NO_INTERRUPT: u16 = 1;
+
+/// `VIRTQ_DESC_F_WRITE` and no other flag (§2.7.5).
+const DESC_WRITE: u16 = 2;
 
 /// A pass over the ring behind a [`Queue`].
 pub(crate) struct RingPass<'q, 'm> {
     queue: &'q mut Queue,
     mem: &'m Memory,
+    areas: Areas<'m>,
+    /// The driver's index, when it was last looked at.
+    available: u16,
     /// Where the next used entry goes; published are those before the queue's own.
     next_used: u16,
     /// Chains that may still be taken: a driver that refills as fast as we take must not
@@ -26,10 +34,34 @@ pub(crate) struct RingPass<'q, 'm> {
     left: u16,
 }
 
+/// The areas of a ring, each within one region of guest memory.
+struct Areas<'m> {
+    table: Piece<'m>,
+    available: Piece<'m>,
+    used: Piece<'m>,
+}
+
+impl<'m> Areas<'m> {
+    fn of(queue: &Queue, mem: &'m Memory) -> Result<Self, GuestMemoryError> {
+        let size = usize::from(queue.size());
+        let area = |address, len| mem.get_slice(GuestAddress(address), len);
+        Ok(Self {
+            table: area(queue.desc_table(), 16 * size)?,
+            available: area(queue.avail_ring(), 6 + 2 * size)?,
+            used: area(queue.used_ring(), 6 + 8 * size)?,
+        })
+    }
+}
+
 impl<'q, 'm> RingPass<'q, 'm> {
-    /// Begins a pass; `None` when the ring is not started.
+    /// Begins a pass; `None` when the ring is not started, or not in guest memory.
     pub(crate) fn begin(queue: &'q mut Queue, mem: &'m Memory) -> Option<Self> {
-        queue.ready().then(|| Self {
+        if !queue.ready() {
+            return None;
+        }
+        Some(Self {
+            areas: Areas::of(queue, mem).ok()?,
+            available: queue.next_avail(),
             next_used: queue.next_used(),
             left: queue.size(),
             queue,
@@ -56,6 +88,38 @@ impl<'q, 'm> RingPass<'q, 'm> {
         Some(chain)
     }
 
+    /// Takes the next chain if it is what most drivers post to receive: one descriptor to
+    /// write to, in one region. Any other is left to [`Self::next_chain`].
+    pub(crate) fn next_buffer(&mut self) -> Option<(u16, Piece<'m>)> {
+        let left = self.left.checked_sub(1)?;
+        let next = self.queue.next_avail();
+        let size = self.queue.size();
+        let may_take = 1..=size;
+        if !may_take.contains(&self.available.wrapping_sub(next)) {
+            let index = self.areas.available.load(2, Ordering::Acquire).ok()?;
+            self.available = u16::from_le(index);
+            if !may_take.contains(&self.available.wrapping_sub(next)) {
+                return None;
+            }
+        }
+        let entry = 4 + 2 * usize::from(next % size);
+        let head = self.areas.available.load(entry, Ordering::Relaxed).ok()?;
+        let head = u16::from_le(head);
+        // One beyond the table is not read.
+        let at = 16 * usize::from(head);
+        let descriptor: Descriptor = self.areas.table.read_obj(at).ok()?;
+        if descriptor.flags() != DESC_WRITE {
+            return None;
+        }
+        let piece = self
+            .mem
+            .get_slice(descriptor.addr(), descriptor.len() as usize)
+            .ok()?;
+        self.left = left;
+        self.queue.set_next_avail(next.wrapping_add(1));
+        Some((head, piece))
+    }
+
     /// Gives back the last `count` chains taken, none of them returned: they come again.
     pub(crate) fn put_back(&mut self, count: u16) {
         self.left += count;
@@ -69,13 +133,11 @@ impl<'q, 'm> RingPass<'q, 'm> {
         if head >= size {
             return Err(Error::InvalidDescriptorIndex);
         }
-        let offset = 4 + 8 * u64::from(self.next_used % size);
-        self.mem
-            .write_obj(
-                [u32::from(head).to_le(), len.to_le()],
-                at(self.queue.used_ring(), offset)?,
-            )
-            .map_err(Error::GuestMemory)?;
+        let entry = u64::from(head) | u64::from(len) << 32;
+        self.areas
+            .used
+            .write_obj(entry.to_le(), 4 + 8 * usize::from(self.next_used % size))
+            .map_err(volatile)?;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(())
     }
@@ -86,32 +148,27 @@ impl<'q, 'm> RingPass<'q, 'm> {
         if self.next_used == published {
             return Ok(false);
         }
-        self.mem
-            .store(
-                self.next_used.to_le(),
-                at(self.queue.used_ring(), 2)?,
-                Ordering::Release,
-            )
-            .map_err(Error::GuestMemory)?;
+        self.areas
+            .used
+            .store(self.next_used.to_le(), 2, Ordering::Release)
+            .map_err(volatile)?;
         self.queue.set_next_used(self.next_used);
         // The index must be visible before the driver's wish is read: it does the reverse.
         fence(Ordering::SeqCst);
         if !self.queue.event_idx_enabled() {
-            return Ok(self.load(self.queue.avail_ring(), 0)? & AVAIL_NO_INTERRUPT == 0);
+            return Ok(self.load_available(0)? & AVAIL_NO_INTERRUPT == 0);
         }
-        let used_event = self.load(
-            self.queue.avail_ring(),
-            4 + 2 * u64::from(self.queue.size()),
-        )?;
+        let used_event = self.load_available(4 + 2 * usize::from(self.queue.size()))?;
         let since_event = self.next_used.wrapping_sub(used_event).wrapping_sub(1);
         Ok(since_event < self.next_used.wrapping_sub(published))
     }
 
-    fn load(&self, base: u64, offset: u64) -> Result<u16, Error> {
-        self.mem
-            .load(at(base, offset)?, Ordering::Relaxed)
+    fn load_available(&self, offset: usize) -> Result<u16, Error> {
+        self.areas
+            .available
+            .load(offset, Ordering::Relaxed)
             .map(u16::from_le)
-            .map_err(Error::GuestMemory)
+            .map_err(volatile)
     }
 
     /// Asks the driver not to kick while we look anyway.
@@ -127,10 +184,8 @@ impl<'q, 'm> RingPass<'q, 'm> {
     }
 }
 
-fn at(base: u64, offset: u64) -> Result<GuestAddress, Error> {
-    base.checked_add(offset)
-        .map(GuestAddress)
-        .ok_or(Error::AddressOverflow)
+fn volatile(error: vm_memory::VolatileMemoryError) -> Error {
+    Error::GuestMemory(error.into())
 }
 
 #[cfg(test)]
@@ -197,6 +252,48 @@ mod tests {
         }
         pass.put_back(2);
         assert_eq!(pass.next_chain().unwrap().head_index(), 1);
+    }
+
+    #[test]
+    fn a_buffer_of_one_descriptor_is_taken_at_once_and_any_other_left_alone() {
+        let mem = memory();
+        let (driver, mut queue) = ring(&mem, 4);
+        let write = DESC_WRITE;
+        let set = |index, descriptor: Descriptor| {
+            let raw = RawDescriptor::from(descriptor);
+            driver.desc_table().store(index, raw).unwrap();
+        };
+        set(0, Descriptor::new(0x8000, 16, write, 0));
+        set(1, Descriptor::new(0x8000, 16, write | 1, 2));
+        set(2, Descriptor::new(0x8000, 16, write, 0));
+        set(3, Descriptor::new(0xfff8, 16, write, 0));
+        let mut pass = RingPass::begin(&mut queue, &mem).unwrap();
+        for _ in 0..2 {
+            let (head, piece) = pass.next_buffer().unwrap();
+            assert_eq!((head, piece.len()), (0, 16));
+            pass.put_back(1);
+        }
+        assert_eq!(pass.next_chain().unwrap().head_index(), 0);
+        for chain in [1, 3] {
+            assert!(pass.next_buffer().is_none());
+            assert_eq!(pass.next_chain().unwrap().head_index(), chain);
+            if chain == 1 {
+                assert_eq!(pass.next_buffer().unwrap().0, 2);
+            }
+        }
+        assert!(pass.next_buffer().is_none(), "there is none");
+        driver.avail().idx().store(5);
+        assert!(pass.next_buffer().is_some(), "one was added");
+        driver.avail().idx().store(5 + SIZE + 1);
+        assert!(pass.next_buffer().is_none(), "the index is broken");
+    }
+
+    #[test]
+    fn a_ring_that_leaves_memory_has_no_pass() {
+        let mem = memory();
+        let (_, mut queue) = ring(&mem, 1);
+        queue.set_used_ring_address(Some(0xfffc), Some(0));
+        assert!(RingPass::begin(&mut queue, &mem).is_none());
     }
 
     #[test]

@@ -311,12 +311,20 @@ impl<'q, 'm> RxPass<'q, 'm> {
     /// without room for payload is taken only when it is the first, and is not enough.
     fn take(&mut self, wanted: usize) -> bool {
         loop {
-            let Some(chain) = self.next_chain() else {
+            let pieces = self.pieces.len();
+            let (head, buffer) = if let Some((head, piece)) = self.ring.next_buffer() {
+                let buffer = RxBuffer::of_piece(&piece, wanted, &mut self.pieces);
+                (head, buffer)
+            } else if let Some(chain) = self.next_chain() {
+                let head = chain.head_index();
+                (
+                    head,
+                    write_buffer(self.mem, chain, wanted, &mut self.pieces),
+                )
+            } else {
                 return false;
             };
-            let head = chain.head_index();
-            let pieces = self.pieces.len();
-            match write_buffer(self.mem, chain, wanted, &mut self.pieces) {
+            match buffer {
                 Ok(buffer) if wanted == 0 || buffer.capacity() > 0 || self.taken.is_empty() => {
                     let useful = wanted == 0 || buffer.capacity() > 0;
                     self.taken.push((head, buffer));
