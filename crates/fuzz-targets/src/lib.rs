@@ -25,8 +25,10 @@
 #![allow(clippy::print_stderr, reason = "a trace is for the terminal")]
 
 mod chain;
+mod connect_line;
 mod connection;
 mod packets;
+mod session;
 mod steps;
 mod switch;
 mod table;
@@ -47,8 +49,16 @@ pub const TARGETS: &[Target] = &[
         run: chain::run,
     },
     Target {
+        name: "connect_line",
+        run: connect_line::run,
+    },
+    Target {
         name: "connection",
         run: connection::run,
+    },
+    Target {
+        name: "session",
+        run: session::run,
     },
     Target {
         name: "switch",

@@ -67,6 +67,7 @@
 mod allowance;
 mod backend;
 mod config;
+mod connect_line;
 mod connections;
 mod counters;
 mod door;
@@ -96,6 +97,7 @@ mod vring;
 mod worker;
 
 pub use config::{Changes, GuestConfig, VhostUserSocket};
+pub use connect_line::{ConnectLine, ConnectLineError};
 pub use counters::CounterValues;
 pub use events::{ClientRefusal, Event, Events, NoEvent};
 pub use memory_faults::catch_memory_faults;

@@ -129,7 +129,7 @@ fn fuzz(programs: &Path, target: &str, time: Duration) -> Result<Outcome> {
         .arg(format!("-max_total_time={}", time.as_secs()))
         .arg(format!("-timeout={}", INPUT_DEADLINE.as_secs()))
         .arg(format!("-rss_limit_mb={MEMORY_LIMIT}"))
-        .arg("-print_final_stats=1")
+        .args(["-print_final_stats=1", "-print_funcs=0"])
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .arg(own)
         .args(["corpus", "regressions"].map(|kind| shared(kind, target)))
