@@ -41,6 +41,10 @@ enum Step {
         at: u16,
         bytes: [u8; 16],
     },
+    /// The frontend takes memory back, or gives more.
+    Resize {
+        pages: u8,
+    },
     Kick(u8),
     Client(Vec<u8>),
     ClientLeaves,
@@ -96,6 +100,7 @@ impl Scenario {
             Step::RxBuffers(count) => driver.refill(frontend, *count),
             Step::Offer(offer) => driver.offer(frontend, offer),
             Step::Write { at, bytes } => frontend.memory().write((*at).into(), bytes),
+            Step::Resize { pages } => frontend.memory().resize(u64::from(*pages) << 12),
             Step::Kick(which) => frontend.kick((*which).into()),
             Step::Client(text) => self.connect(house, text),
             Step::ClientLeaves => drop(self.clients.pop()),

@@ -126,7 +126,11 @@ fn fuzz(programs: &Path, target: &str, time: Duration) -> Result<Outcome> {
     let log = logs.join(format!("{target}.log"));
     let mut command = Command::new(programs.join(target));
     command
-        .arg(format!("-max_total_time={}", time.as_secs()))
+        .arg(match time.as_secs() {
+            // Without end, if it were said in seconds.
+            0 => "-runs=0".to_owned(),
+            seconds => format!("-max_total_time={seconds}"),
+        })
         .arg(format!("-timeout={}", INPUT_DEADLINE.as_secs()))
         .arg(format!("-rss_limit_mb={MEMORY_LIMIT}"))
         .args(["-print_final_stats=1", "-print_funcs=0"])
@@ -149,7 +153,7 @@ fn keep(programs: &Path, target: &str) -> Result<()> {
     make(&new)?;
     let mut command = Command::new(programs.join(target));
     command
-        .args(["-merge=1", "-set_cover_merge=1", "-use_counters=0"])
+        .args(["-merge=1", "-set_cover_merge=1", "-print_funcs=0"])
         .args([&new, &old, &own_corpus(target)])
         .stderr(fs::File::create(build::directory().join("logs/merge.log"))?);
     run(&mut command, CARGO_DEADLINE)

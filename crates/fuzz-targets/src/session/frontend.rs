@@ -38,6 +38,10 @@ impl SharedMemory {
         Self(memory)
     }
 
+    pub(super) fn resize(&self, len: u64) {
+        ftruncate(&self.0, len).unwrap();
+    }
+
     /// Writes as much as there is room for.
     pub(super) fn write(&self, at: u64, bytes: &[u8]) {
         let room = MEMORY_SIZE.saturating_sub(at).min(bytes.len() as u64);

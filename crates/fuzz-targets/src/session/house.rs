@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use vsock_packet::GuestCid;
 use vsock_testkit::host::Service;
 use vsock_testkit::{Guest, Setup, StreamId};
-use vsock_vhost_user::{GuestConfig, Server};
+use vsock_vhost_user::{GuestConfig, Server, catch_memory_faults};
 
 use super::messages::{message, request};
 
@@ -46,9 +46,10 @@ impl House {
             PANICKED.store(true, Ordering::Relaxed);
             told(info);
         }));
+        catch_memory_faults().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let path = |cid: u32, end: &str| directory.path().join(format!("vm{cid}.{end}"));
-        let mut server = Server::new();
+        let server = Server::new();
         for cid in [CID, WITNESS] {
             let guest = GuestCid::new(cid.into()).unwrap();
             let mut config = GuestConfig::new(guest, path(cid, "sock"), path(cid, "vsock"));
