@@ -230,6 +230,8 @@ impl Driver {
     /// Notifies the device, and waits until it has done something or the driver is stopped.
     pub(crate) fn wait(&mut self) -> Result<()> {
         self.kick()?;
+        // Or what came back long ago would be news for ever, and the guest spin.
+        self.reclaim();
         let news = [self.rx.arm(), self.tx.arm()];
         if news.contains(&true) || self.is_stopped() {
             return Ok(());

@@ -32,23 +32,21 @@ pub(crate) enum Limit {
     /// An AF_UNIX stream between two threads with writes of so many bytes.
     UnixStream(usize),
     /// One byte to another thread and back, over AF_UNIX.
-    UnixPingPong(Placement),
+    UnixPingPong,
     /// The same over two eventfds.
-    EventfdPingPong(Placement),
+    EventfdPingPong,
 }
 
 impl Limit {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::CopyInCache,
         Self::CopyToBuffers,
         Self::CopyInMemory,
         Self::UnixStream(64 << 10),
         Self::UnixStream(4 << 10),
         Self::UnixStream(64),
-        Self::UnixPingPong(Placement::Apart),
-        Self::EventfdPingPong(Placement::Apart),
-        Self::UnixPingPong(Placement::Together),
-        Self::EventfdPingPong(Placement::Together),
+        Self::UnixPingPong,
+        Self::EventfdPingPong,
     ];
 
     pub(crate) fn name(self) -> String {
@@ -57,33 +55,37 @@ impl Limit {
             Self::CopyToBuffers => "memcpy, 64 KiB blocks to RX buffers".into(),
             Self::CopyInMemory => "memcpy, 1 GiB through memory".into(),
             Self::UnixStream(len) => format!("AF_UNIX stream, writes of {len} bytes"),
-            Self::UnixPingPong(cores) => format!("ping-pong over AF_UNIX, {}", cores.name()),
-            Self::EventfdPingPong(cores) => format!("ping-pong over eventfds, {}", cores.name()),
+            Self::UnixPingPong => "ping-pong over AF_UNIX".into(),
+            Self::EventfdPingPong => "ping-pong over eventfds".into(),
         }
     }
 
     /// Whether it is a time; else it is a rate of bytes.
     pub(crate) fn is_time(self) -> bool {
-        matches!(self, Self::UnixPingPong(_) | Self::EventfdPingPong(_))
+        matches!(self, Self::UnixPingPong | Self::EventfdPingPong)
     }
 
-    /// Bytes per second, or seconds of a round trip; and what else the machine did.
-    pub(crate) fn measure_watched(self, time: Duration) -> Result<(Option<f64>, Noise)> {
+    /// The same as [`Self::measure`], and what else the machine did.
+    pub(crate) fn measure_watched(
+        self,
+        cores: Placement,
+        time: Duration,
+    ) -> Result<(Option<f64>, Noise)> {
         let watch = Watch::start()?;
-        let value = self.measure(time)?;
+        let value = self.measure(cores, time)?;
         Ok((Some(value), watch.stop(Duration::ZERO)?))
     }
 
-    fn measure(self, time: Duration) -> Result<f64> {
-        let alone =
-            |copy: fn(Duration) -> f64| Placement::Apart.on(Side::Device, || Ok(copy(time)));
+    /// Bytes per second, or seconds of a round trip.
+    pub(crate) fn measure(self, cores: Placement, time: Duration) -> Result<f64> {
+        let alone = |copy: fn(Duration) -> f64| cores.on(Side::Device, || Ok(copy(time)));
         match self {
             Self::CopyInCache => alone(|time| copy(64 << 10, time)),
             Self::CopyToBuffers => alone(copy_to_buffers),
             Self::CopyInMemory => alone(|_| copy(1 << 30, Duration::ZERO)),
-            Self::UnixStream(len) => unix_stream(len, time),
-            Self::UnixPingPong(cores) => unix_ping_pong(cores, time),
-            Self::EventfdPingPong(cores) => eventfd_ping_pong(cores, time),
+            Self::UnixStream(len) => unix_stream(len, cores, time),
+            Self::UnixPingPong => unix_ping_pong(cores, time),
+            Self::EventfdPingPong => eventfd_ping_pong(cores, time),
         }
     }
 }
@@ -126,12 +128,12 @@ fn copy_to_buffers(time: Duration) -> f64 {
 }
 
 /// A stream from the device's side to the applications'.
-fn unix_stream(len: usize, time: Duration) -> Result<f64> {
+fn unix_stream(len: usize, cores: Placement, time: Duration) -> Result<f64> {
     let (mut writer, mut reader) = UnixStream::pair().context("socketpair")?;
     let (count, stopped) = (Count::default(), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
-            let placed = Placement::Apart.enter(Side::Device);
+            let placed = cores.enter(Side::Device);
             let bytes = vec![0; len];
             while writer.write_all(&bytes).is_ok() {
                 if stopped.load(Ordering::Relaxed) {
@@ -142,7 +144,7 @@ fn unix_stream(len: usize, time: Duration) -> Result<f64> {
             placed
         });
         scope.spawn(|| {
-            let placed = Placement::Apart.enter(Side::Applications);
+            let placed = cores.enter(Side::Applications);
             let mut buffer = vec![0; 64 << 10];
             while let Ok(read @ 1..) = reader.read(&mut buffer) {
                 count.add(read as u64);

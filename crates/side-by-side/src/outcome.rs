@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::limits::Limit;
+use crate::placement::Placement;
 use crate::sample::Sample;
 use crate::scenario::Scenario;
 use crate::series::Series;
@@ -11,7 +12,8 @@ use crate::target::{Measured, Target, ratio};
 /// All that was measured.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    pub(crate) limits: Vec<(Limit, Series<f64>)>,
+    /// The limits, by the cores that they were measured on.
+    pub(crate) limits: Vec<((Limit, Placement), Series<f64>)>,
     pub(crate) rows: Vec<Row>,
     pub(crate) rounds: usize,
     /// How long a sample took.
@@ -47,7 +49,7 @@ impl Outcome {
     }
 
     fn lines_of<'a>(&'a self, row: &'a Row) -> impl Iterator<Item = Line<'a>> {
-        let limit = self.limit(&row.scenario.limits);
+        let limit = self.limit(&row.scenario);
         let incumbent = row.incumbent.median(|sample| Some(sample.value));
         let measured = move |series: &Series<Sample>| Measured {
             value: series.median(|sample| Some(sample.value)),
@@ -66,13 +68,14 @@ impl Outcome {
         })
     }
 
-    /// The sum of these limits; `None` of no limits.
-    fn limit(&self, limits: &[Limit]) -> Option<f64> {
-        let value = |wanted: &Limit| {
-            let (_, series) = self.limits.iter().find(|(limit, _)| limit == wanted)?;
+    /// The sum of a scenario's limits; `None` of no limits.
+    fn limit(&self, scenario: &Scenario) -> Option<f64> {
+        let value = |&limit: &Limit| {
+            let wanted = (limit, scenario.placement);
+            let (_, series) = self.limits.iter().find(|(limit, _)| *limit == wanted)?;
             series.median(|&value| Some(value))
         };
-        let sum = limits.iter().map(value);
+        let sum = scenario.limits.iter().map(value);
         sum.reduce(|sum, next| Some(sum? + next?))?
     }
 }
@@ -125,8 +128,8 @@ mod tests {
         };
         Outcome {
             limits: vec![
-                (Limit::UnixPingPong(Apart), series(Some(2.0))),
-                (Limit::EventfdPingPong(Apart), series(Some(1.0))),
+                ((Limit::UnixPingPong, Apart), series(Some(2.0))),
+                ((Limit::EventfdPingPong, Apart), series(Some(1.0))),
             ],
             rows: vec![row],
             rounds: 1,

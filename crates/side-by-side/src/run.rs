@@ -9,7 +9,7 @@ use crate::daemon::Program;
 use crate::limits::Limit;
 use crate::noise::Noise;
 use crate::outcome::{Outcome, Row};
-use crate::placement;
+use crate::placement::{self, Placement};
 use crate::progress::Progress;
 use crate::sample::{self, Sample, Subject};
 use crate::scenario::Scenario;
@@ -22,9 +22,11 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<Outcome> {
     let steps = outcome.limits.len() + outcome.rows.len();
     let mut progress = Progress::new(arguments.rounds, steps);
     for round in 0..arguments.rounds {
-        for (limit, series) in &mut outcome.limits {
+        for (&mut (limit, cores), series) in
+            outcome.limits.iter_mut().map(|(of, series)| (of, series))
+        {
             progress.step(&limit.name())?;
-            let measured = series.add(|| limit.measure_watched(outcome.sample));
+            let measured = series.add(|| limit.measure_watched(cores, outcome.sample));
             measured.with_context(|| format!("measure {}", limit.name()))?;
         }
         for row in &mut outcome.rows {
@@ -47,15 +49,26 @@ fn nothing(arguments: &Arguments) -> Outcome {
         }
     };
     let chosen = |scenario: &Scenario| scenario.name.contains(&arguments.filter);
-    let scenarios: Vec<_> = Scenario::all().into_iter().filter(chosen).collect();
-    let of_use = |limit: &Limit| {
-        let uses = |scenario: &Scenario| scenario.limits.contains(limit);
-        arguments.filter.is_empty() || scenarios.iter().any(uses)
-    };
-    let limits = Limit::ALL.into_iter().filter(of_use);
+    let scenarios = Scenario::all().into_iter().filter(chosen);
+    let rows: Vec<_> = scenarios.map(row).collect();
+    let cores = arguments.placement.unwrap_or(Placement::Apart);
+    let all = Limit::ALL.map(|limit| (limit, cores)).into_iter();
+    let mut limits: Vec<_> = all.filter(|_| arguments.filter.is_empty()).collect();
+    for Row { scenario, .. } in &rows {
+        for limit in scenario
+            .limits
+            .iter()
+            .map(|&limit| (limit, scenario.placement))
+        {
+            if !limits.contains(&limit) {
+                limits.push(limit);
+            }
+        }
+    }
+    let limits = limits.into_iter();
     Outcome {
         limits: limits.map(|limit| (limit, Series::default())).collect(),
-        rows: scenarios.into_iter().map(row).collect(),
+        rows,
         rounds: arguments.rounds,
         sample: arguments.sample(),
     }

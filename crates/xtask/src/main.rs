@@ -55,7 +55,7 @@ struct Arguments {
 enum Task {
     /// Measures the daemon beside the incumbent and the limits of the machine.
     Bench {
-        /// Options of the program that measures; `--help` among them lists them.
+        /// Options of the program that measures, after `--`; `-- --help` lists them.
         #[arg(last = true, value_name = "OPTION")]
         options: Vec<String>,
     },

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::bench;
 use crate::equipment;
 use crate::kernel::Series;
 use crate::process::{CARGO_DEADLINE, run};
@@ -41,6 +42,7 @@ pub(crate) fn run_all(selection: &Selection) -> Result<()> {
         for (name, arguments) in CARGO_TESTS {
             steps.step(name, || run(&mut cargo(arguments), CARGO_DEADLINE))?;
         }
+        steps.step("the speed is about what it was", bench::guard)?;
     }
     if !selection.kernels.is_empty() {
         steps.step("real guests", || {
@@ -59,7 +61,7 @@ const CARGO_STEPS: [(&str, &[&str]); 2] = [
     ),
 ];
 
-const CARGO_TESTS: [(&str, &[&str]); 2] = [
+const CARGO_TESTS: [(&str, &[&str]); 3] = [
     (
         "unit, property and integration tests, doctests",
         &["test", "--workspace"],
@@ -67,6 +69,10 @@ const CARGO_TESTS: [(&str, &[&str]); 2] = [
     (
         "examples and benches compile",
         &["build", "--workspace", "--examples", "--benches"],
+    ),
+    (
+        "benchmarks, in short",
+        &["bench", "--package", "vsock-benches", "--", "--quick"],
     ),
 ];
 
