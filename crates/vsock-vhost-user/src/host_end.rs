@@ -12,6 +12,7 @@ use crate::memory::Piece;
 use crate::poller::EventFlags;
 use crate::socket_io::{self, Received};
 use crate::tx_buffer::TxBuffer;
+use crate::unread::Unread;
 
 /// The least and the most that is read from a socket at once, in bytes.
 const READ_SIZES: std::ops::RangeInclusive<usize> = 4096..=65536;
@@ -22,6 +23,9 @@ pub(crate) struct HostEnd {
     /// `None` once everything was delivered and the socket closed.
     socket: Option<OwnedFd>,
     buffer: TxBuffer,
+    unread: Unread,
+    /// Bytes that were written, and that the guest is not to be told of yet.
+    untold: usize,
     /// What the socket is watched for.
     watched: EventFlags,
     readable: bool,
@@ -66,7 +70,8 @@ pub(crate) enum Read {
 }
 
 impl HostEnd {
-    /// An end whose socket is connected, and about to be [watched](Self::watch).
+    /// An end whose socket is connected, and about to be [watched](Self::watch). The guest
+    /// may send `buf_alloc` bytes.
     pub(crate) fn new(
         socket: OwnedFd,
         assigned_port: Option<PortNumber>,
@@ -76,6 +81,8 @@ impl HostEnd {
         Self {
             socket: Some(socket),
             buffer: TxBuffer::default(),
+            unread: Unread::new(buf_alloc as usize),
+            untold: 0,
             watched: EventFlags::empty(),
             readable: false,
             writable: true,
@@ -105,7 +112,7 @@ impl HostEnd {
 
     fn interest(&self) -> EventFlags {
         let always = EventFlags::IN | EventFlags::PRI | EventFlags::RDHUP | EventFlags::ET;
-        if self.buffer.is_empty() {
+        if self.buffer.is_empty() && self.untold == 0 {
             always
         } else {
             always | EventFlags::OUT
@@ -190,7 +197,7 @@ impl HostEnd {
     }
 
     /// Writes `len` bytes that lie in `pieces`, and keeps what the socket does not take.
-    /// Returns the bytes that need no room any more: written, or nobody's.
+    /// Returns the bytes that the guest may send again: written, or nobody's.
     pub(crate) fn write(&mut self, pieces: &[Piece<'_>], len: usize) -> usize {
         let Some(socket) = self.socket.as_ref().filter(|_| !self.ended.lost) else {
             return len;
@@ -199,6 +206,7 @@ impl HostEnd {
             self.buffer.push(pieces, 0);
             return 0;
         }
+        self.unread.prepare(socket.as_fd(), len);
         let written = match socket_io::send(socket.as_fd(), pieces) {
             Ok(written) => written,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -208,7 +216,18 @@ impl HostEnd {
             self.writable = false;
             self.buffer.push(pieces, written);
         }
-        written
+        self.tell(written)
+    }
+
+    /// So many bytes more were written. Returns those that the guest may know of.
+    fn tell(&mut self, written: usize) -> usize {
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.ended.lost) else {
+            return written;
+        };
+        let excess = self.unread.excess(socket.as_fd(), written);
+        let done = self.untold + written;
+        self.untold = excess.min(done);
+        done - self.untold
     }
 
     /// Writes bytes of our own, ahead of all payload: a few, to a socket just connected.
@@ -223,32 +242,37 @@ impl HostEnd {
         }
     }
 
-    /// Writes what was kept, as far as the socket takes it. Returns the bytes that need
-    /// no room any more.
+    /// Writes what was kept, as far as the socket takes it. Returns the bytes that the
+    /// guest may send again.
     pub(crate) fn flush(&mut self) -> usize {
-        let mut done = 0;
+        let (mut written, mut lost) = (0, 0);
         while let Some(socket) = &self.socket
             && self.writable
             && !self.buffer.is_empty()
         {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             match rustix::net::send(socket, self.buffer.front(), flags) {
-                Ok(written) => {
-                    self.buffer.consume(written);
-                    done += written;
+                Ok(bytes) => {
+                    self.buffer.consume(bytes);
+                    written += bytes;
                 }
                 Err(rustix::io::Errno::AGAIN) => self.writable = false,
                 Err(rustix::io::Errno::INTR) => (),
-                Err(_) => done += self.lose(),
+                Err(_) => lost += self.lose(),
             }
         }
-        done
+        let told = if written + self.untold > 0 {
+            self.tell(written)
+        } else {
+            0
+        };
+        told + lost
     }
 
     /// The application takes no more: what was kept for it is nobody's.
     fn lose(&mut self) -> usize {
         self.ended.lost = true;
-        let lost = self.buffer.len();
+        let lost = self.buffer.len() + std::mem::take(&mut self.untold);
         self.buffer = TxBuffer::default();
         lost
     }
@@ -348,6 +372,7 @@ mod tests {
 
     const TOKEN: Token = Token::Connection(ConnectionId::from_u64(1));
     const ROOM: usize = 4096;
+    const WINDOW: u32 = 256 * 1024;
 
     impl Scene {
         fn set() -> Self {
@@ -359,7 +384,7 @@ mod tests {
                 SocketType::Stream,
                 Instant::now(),
             );
-            let mut end = HostEnd::new(ours.into(), None, 0, record);
+            let mut end = HostEnd::new(ours.into(), None, WINDOW, record);
             let poller = Poller::new().unwrap();
             let events = end.watch();
             let registry = poller.registry();
@@ -484,6 +509,35 @@ mod tests {
         scene.hear();
         assert!(scene.application.read(&mut taken).unwrap() > 0);
         assert_eq!(scene.hear(), 0, "nothing waits any more");
+    }
+
+    /// A guest that sends all it may. What it has sent, and what it was told of.
+    fn send_all_the_guest_may(scene: &mut Scene) -> (usize, usize) {
+        const PACKET: usize = 0x10000;
+        let (mut sent, mut told) = (0, 0);
+        let packet = scene.memory.get_slice(GuestAddress(0), PACKET).unwrap();
+        while sent + PACKET <= WINDOW as usize + told {
+            told += scene.end.write(&[packet], PACKET);
+            sent += PACKET;
+        }
+        (sent, told)
+    }
+
+    #[test]
+    fn a_guest_within_its_window_does_not_overfill_the_socket() {
+        let mut scene = Scene::set();
+        let (sent, told) = send_all_the_guest_may(&mut scene);
+        assert!(scene.end.is_flushed(), "nothing of it was copied");
+        assert!(told > 0 && told < sent, "told of {told} bytes of {sent}");
+        let mut taken = vec![0; sent];
+        scene.application.read_exact(&mut taken).unwrap();
+        assert_eq!(scene.hear(), 0);
+        assert_eq!(
+            scene.hear(),
+            1,
+            "the watch for room began when it was there"
+        );
+        assert_eq!(told + scene.end.flush(), sent);
     }
 
     #[test]

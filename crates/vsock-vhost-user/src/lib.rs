@@ -93,6 +93,7 @@ mod stop;
 mod tx;
 mod tx_buffer;
 mod unix_socket;
+mod unread;
 mod vring;
 mod worker;
 

@@ -115,6 +115,21 @@ fn with_message(
     }
 }
 
+/// What was sent and the peer has not read, in bytes with what the kernel spends on them.
+///
+/// # Errors
+///
+/// Those of `ioctl(2)`: on a stream socket, none.
+pub(crate) fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ by number, writes one int, to a place for it.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// Closes a descriptor that its owner gave away as a number.
 ///
 /// # Safety
