@@ -21,34 +21,29 @@ use crate::worker::Worker;
 const CHAINS_PER_PUBLISH: usize = 32;
 
 /// What a pass over the TX ring leaves to be done.
-#[derive(Default)]
-struct Drained {
-    /// The driver wants to be notified.
-    notify: bool,
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Drained {
+    /// The driver wants to be notified. Better when there is something for it in the RX ring
+    /// too, such as the credit that it waits for: then it wakes up once for both.
+    pub(crate) notify: bool,
     /// There may be more to take.
-    more: bool,
+    pub(crate) more: bool,
 }
 
 impl Worker {
-    /// Takes what the guest sent, at most as many chains as its ring is long. `true` when
-    /// there is more.
-    pub(crate) fn drain_tx(&mut self) -> bool {
+    /// Takes what the guest sent, at most as many chains as its ring is long.
+    pub(crate) fn drain_tx(&mut self) -> Drained {
         let Some((vring, memory)) = self.tx_ring() else {
-            return false;
+            return Drained::default();
         };
         let mut ring = vring.get_mut();
         if !ring.is_enabled() || vring.fault().get().is_some() {
-            return false;
+            return Drained::default();
         }
         let memory = memory.memory();
-        let drained = memory_faults::within(&memory, vring.fault(), || {
+        memory_faults::within(&memory, vring.fault(), || {
             self.drain(ring.get_queue_mut(), &memory)
-        });
-        drop(ring);
-        if drained.notify {
-            vring.notify();
-        }
-        drained.more
+        })
     }
 
     fn drain(&mut self, queue: &mut Queue, memory: &Memory) -> Drained {

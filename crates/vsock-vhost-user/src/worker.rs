@@ -39,6 +39,7 @@ use crate::rx::RxPort;
 use crate::seldom::Seldom;
 use crate::status::{Gauges, GuestState};
 use crate::stop::Stop;
+use crate::tx::Drained;
 use crate::vring::Vring;
 
 /// Connections that may put something into the RX ring in one turn.
@@ -364,12 +365,18 @@ impl Worker {
         let now = self.now;
         let mut more = cause == Cause::Host && self.take_events();
         self.answer_questions();
-        more |= self.drain_pending_tx();
+        let drained = self.drain_pending_tx();
+        more |= drained.more;
         self.connections.handle_timeouts();
         self.door.handle_timeouts(now);
         self.member.handle_timeouts(now);
         more |= self.admit_callers(now);
         more |= self.fill_rx();
+        if drained.notify
+            && let Some((ring, _)) = self.tx_ring()
+        {
+            ring.notify();
+        }
         let timeouts = [
             self.connections.next_timeout(),
             self.door.next_timeout(),
@@ -412,16 +419,17 @@ impl Worker {
         }
     }
 
-    /// Takes what the guest sent, if it did. `true` when there is more.
-    fn drain_pending_tx(&mut self) -> bool {
+    /// Takes what the guest sent, if it did.
+    fn drain_pending_tx(&mut self) -> Drained {
         if !self.tx_is_pending() || !self.sends.has_some(self.now) {
-            return false;
+            return Drained::default();
         }
-        let more = self.drain_tx();
+        let mut drained = self.drain_tx();
         if let Some(session) = &mut self.session {
-            session.tx_is_pending = more;
+            session.tx_is_pending = drained.more;
         }
-        more && self.sends.has_some(self.now)
+        drained.more &= self.sends.has_some(self.now);
+        drained
     }
 
     fn tx_is_pending(&self) -> bool {
