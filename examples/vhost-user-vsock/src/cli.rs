@@ -4,9 +4,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::config_file;
+use crate::config_file::{Config, Control};
+use crate::ctl;
+use crate::daemon::Job;
 use crate::mistake::Mistake;
 use crate::spec::{Origin, Settings, VmSpec, split_groups};
 use crate::vm_option;
@@ -19,29 +22,42 @@ const CAPABILITIES: &str = "{\n  \"type\": \"vsock\"\n}\n";
 pub(crate) enum Request {
     /// To write this to standard output and end.
     Print(String),
-    /// To serve these VMs.
-    Serve(Vec<VmSpec>),
+    /// To serve VMs.
+    Serve(Job),
+    /// To find what is wrong with this file or directory.
+    Check(PathBuf),
+    /// To ask a running daemon.
+    Ctl(Box<ctl::Options>),
 }
 
 /// Gives virtual machines AF_VSOCK over vhost-user: a guest's connections to the host go
 /// to UNIX sockets, and host applications reach the guest through one.
 ///
 /// Describe one VM by --guest-cid, --socket and --uds-path, several by repeating --vm, or
-/// all of them in a file given by --config. The program stays in the foreground, logs to
-/// standard error what RUST_LOG asks for (by default "info"), and ends in order on
-/// SIGTERM and SIGINT.
+/// all of them in files given by --config; with --control they can come later. The program
+/// stays in the foreground, logs to standard error what RUST_LOG asks for (by default
+/// "info"), reads its configuration again on SIGHUP, and ends in order on SIGTERM and
+/// SIGINT.
 #[derive(Debug, Parser)]
 #[command(name = "vhost-user-vsock", version)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// One VM, of several: guest-cid=CID,socket=PATH,uds-path=PATH, and as needed
     /// groups=NAME+NAME, host-cids=CID+CID, queue-size=N, tx-buffer-size=BYTES,
-    /// max-connections=N
+    /// max-connections=N, max-backlog=BYTES
     #[arg(long, value_name = "KEY=VALUE,...")]
     vm: Vec<String>,
 
-    /// A TOML file that describes the VMs
-    #[arg(long, value_name = "FILE")]
+    /// A TOML file that describes the VMs, or a directory of such files
+    #[arg(long, value_name = "FILE|DIR")]
     config: Option<PathBuf>,
+
+    /// The UNIX socket to create for requests that add, change and remove VMs
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
 
     /// The guest's CID, from 3 to 4294967294
     #[arg(long, value_name = "CID", allow_hyphen_values = true)]
@@ -61,32 +77,58 @@ struct Options {
     #[arg(long, value_name = "PATH")]
     uds_path: Option<PathBuf>,
 
-    /// The groups the guest is in: it reaches the guests it shares one with, and with none
-    /// it reaches the host only
-    #[arg(long, value_name = "NAME+NAME")]
-    groups: Option<String>,
-
-    /// CIDs that mean the host to this guest, beside 2; a nitro enclave dials 3
-    #[arg(long, value_name = "CID+CID", allow_hyphen_values = true)]
-    host_cids: Option<String>,
-
     /// The longest ring the VMM may ask for, a power of two up to 1024 [default: 1024]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     queue_size: Option<String>,
 
-    /// Bytes kept for each connection while the host application does not read
-    /// [default: 262144]
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    tx_buffer_size: Option<String>,
-
-    /// The connections with the host that the guest may have at once, from 1 to 65536
-    /// [default: 4096]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    max_connections: Option<String>,
+    #[command(flatten)]
+    policy: PolicyOptions,
 
     /// Print what this back end is as JSON, and end
     #[arg(long)]
     print_capabilities: bool,
+}
+
+/// What can be changed of a VM while it is served.
+#[derive(Debug, Args)]
+pub(crate) struct PolicyOptions {
+    /// The groups the guest is in: it reaches the guests it shares one with, and with none
+    /// it reaches the host only
+    #[arg(long, value_name = "NAME+NAME")]
+    pub(crate) groups: Option<String>,
+
+    /// CIDs that mean the host to this guest, beside 2; a nitro enclave dials 3
+    #[arg(long, value_name = "CID+CID", allow_hyphen_values = true)]
+    pub(crate) host_cids: Option<String>,
+
+    /// Bytes kept for each connection while the host application does not read
+    /// [default: 262144]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) tx_buffer_size: Option<String>,
+
+    /// The connections with the host that the guest may have at once, from 1 to 65536
+    /// [default: 4096]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) max_connections: Option<String>,
+
+    /// Bytes that may wait for the guest's siblings because of it, from 65536 to
+    /// 1073741824 [default: 67108864]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) max_backlog: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Find what is wrong with a configuration, without serving it
+    Check {
+        /// What --config would be given
+        #[arg(value_name = "FILE|DIR")]
+        path: PathBuf,
+    },
+    /// Ask a running daemon something, by its control socket
+    Ctl(Box<ctl::Options>),
+    /// Print what a shell needs to complete this command line
+    Completions { shell: Shell },
 }
 
 /// Reads the arguments, the program's name first.
@@ -105,7 +147,12 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         .try_get_matches_from(args)
         .and_then(|matches| Options::from_arg_matches(&matches));
     match matches {
-        Ok(options) => options.into_specs().map(Request::Serve),
+        Ok(options) => match options.command {
+            None => options.into_job().map(Request::Serve),
+            Some(Command::Check { path }) => Ok(Request::Check(path)),
+            Some(Command::Ctl(options)) => Ok(Request::Ctl(options)),
+            Some(Command::Completions { shell }) => Ok(Request::Print(completions(shell))),
+        },
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 Ok(Request::Print(error.render().to_string()))
@@ -113,6 +160,13 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
             _ => Err(one_line(&error)),
         },
     }
+}
+
+fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    let mut command = Options::command();
+    clap_complete::generate(shell, &mut command, env!("CARGO_PKG_NAME"), &mut script);
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 /// clap's error without its usage, and with its hint as the remedy.
@@ -131,28 +185,55 @@ fn one_line(error: &clap::Error) -> Mistake {
         Some(argument) => argument.to_string(),
         None => "command line".to_owned(),
     };
-    Mistake::new(setting, format!("{problem}; {remedy}"))
+    Mistake::new(setting, problem, remedy)
 }
 
 impl Options {
-    /// The VMs, from the one place of three that describes them.
-    fn into_specs(self) -> Result<Vec<VmSpec>, Mistake> {
-        let single = self.single_option();
-        match (&self.config, self.vm.first(), &single) {
-            (Some(file), Some(_), _) => {
-                Err(excluded(format!("--config {}", file.display()), "--vm"))
-            }
-            (Some(file), None, Some(option)) => {
-                Err(excluded(format!("--config {}", file.display()), option))
-            }
-            (None, Some(vm), Some(option)) => Err(excluded(format!("--vm {vm}"), option)),
-            (Some(file), None, None) => config_file::read(file),
-            (None, Some(_), None) => self.vm.iter().map(|text| vm_option::parse(text)).collect(),
-            (None, None, Some(_)) => self.into_single().map(|spec| vec![spec]),
-            (None, None, None) => Err(Mistake::new(
+    /// The VMs, from the one place of three that describes them, and the control socket.
+    fn into_job(self) -> Result<Job, Mistake> {
+        self.refuse_combinations()?;
+        let control = self.control.clone().map(|path| Control {
+            path,
+            origin: Origin::Options,
+        });
+        if let Some(path) = self.config {
+            let config = Config::read(&path)?;
+            return Ok(Job {
+                control: only_one(control, config.control)?,
+                vms: config.vms,
+                config: Some(path),
+            });
+        }
+        let vms = if self.single_option().is_some() {
+            vec![self.into_single()?]
+        } else {
+            let vms = self.vm.iter().map(|text| vm_option::parse(text));
+            vms.collect::<Result<_, _>>()?
+        };
+        if vms.is_empty() && control.is_none() {
+            return Err(Mistake::new(
                 "command line",
-                "no VM; give --guest-cid, --socket and --uds-path, or --vm, or --config (see --help)",
-            )),
+                "no VM",
+                "give --guest-cid, --socket and --uds-path, or --vm, or --config, or --control \
+                 (see --help)",
+            ));
+        }
+        Ok(Job {
+            vms,
+            config: None,
+            control,
+        })
+    }
+
+    fn refuse_combinations(&self) -> Result<(), Mistake> {
+        let config = self.config.as_ref();
+        let config = config.map(|path| format!("--config {}", path.display()));
+        let vm = self.vm.first().map(|text| format!("--vm {text}"));
+        match (config, vm, self.single_option()) {
+            (Some(config), Some(_), _) => Err(excluded(config, "--vm")),
+            (Some(config), None, Some(option)) => Err(excluded(config, option)),
+            (None, Some(vm), Some(option)) => Err(excluded(vm, option)),
+            _ => Ok(()),
         }
     }
 
@@ -163,11 +244,12 @@ impl Options {
             ("--socket", self.socket.is_some()),
             ("--fd", self.fd.is_some()),
             ("--uds-path", self.uds_path.is_some()),
-            ("--groups", self.groups.is_some()),
-            ("--host-cids", self.host_cids.is_some()),
+            ("--groups", self.policy.groups.is_some()),
+            ("--host-cids", self.policy.host_cids.is_some()),
             ("--queue-size", self.queue_size.is_some()),
-            ("--tx-buffer-size", self.tx_buffer_size.is_some()),
-            ("--max-connections", self.max_connections.is_some()),
+            ("--tx-buffer-size", self.policy.tx_buffer_size.is_some()),
+            ("--max-connections", self.policy.max_connections.is_some()),
+            ("--max-backlog", self.policy.max_backlog.is_some()),
         ];
         given
             .iter()
@@ -177,21 +259,13 @@ impl Options {
 
     fn into_single(self) -> Result<VmSpec, Mistake> {
         let origin = Origin::Options;
-        let number =
-            |key, text: Option<String>| text.map(|text| origin.number(key, &text)).transpose();
-        let host_cids = self
-            .host_cids
-            .map(|text| origin.numbers("host-cids", &text));
         let settings = Settings {
-            guest_cid: number("guest-cid", self.guest_cid)?,
+            cid: number("guest-cid", self.guest_cid.as_deref())?,
             socket: self.socket,
-            fd: number("fd", self.fd)?,
+            fd: number("fd", self.fd.as_deref())?,
             uds_path: self.uds_path,
-            groups: self.groups.as_deref().map(split_groups),
-            host_cids: host_cids.transpose()?,
-            queue_size: number("queue-size", self.queue_size)?,
-            tx_buffer_size: number("tx-buffer-size", self.tx_buffer_size)?,
-            max_connections: number("max-connections", self.max_connections)?,
+            queue_size: number("queue-size", self.queue_size.as_deref())?,
+            ..self.policy.settings()?
         };
         if let (Some(socket), Some(fd)) = (&settings.socket, settings.fd) {
             return Err(excluded(
@@ -199,14 +273,56 @@ impl Options {
                 &format!("--fd {fd}"),
             ));
         }
-        Ok(VmSpec { origin, settings })
+        Ok(VmSpec::new(origin, settings))
+    }
+}
+
+impl PolicyOptions {
+    /// The settings that were given.
+    ///
+    /// # Errors
+    ///
+    /// One of the numbers is none.
+    pub(crate) fn settings(&self) -> Result<Settings, Mistake> {
+        let host_cids = self.host_cids.as_deref();
+        let host_cids = host_cids.map(|text| Origin::Options.numbers("host-cids", text));
+        Ok(Settings {
+            groups: self.groups.as_deref().map(split_groups),
+            host_cids: host_cids.transpose()?,
+            tx_buffer_size: number("tx-buffer-size", self.tx_buffer_size.as_deref())?,
+            max_connections: number("max-connections", self.max_connections.as_deref())?,
+            max_backlog: number("max-backlog", self.max_backlog.as_deref())?,
+            ..Settings::default()
+        })
+    }
+}
+
+/// The number that an option was given.
+///
+/// # Errors
+///
+/// It is none.
+pub(crate) fn number(key: &str, text: Option<&str>) -> Result<Option<u64>, Mistake> {
+    text.map(|text| Origin::Options.number(key, text))
+        .transpose()
+}
+
+/// The control socket of the options or of the configuration.
+fn only_one(option: Option<Control>, file: Option<Control>) -> Result<Option<Control>, Mistake> {
+    match (option, file) {
+        (Some(option), Some(file)) => Err(excluded(
+            option.origin.setting("control", option.path.display()),
+            &file.origin.setting("control", file.path.display()),
+        )),
+        (option, file) => Ok(option.or(file)),
     }
 }
 
 fn excluded(setting: String, other: &str) -> Mistake {
     Mistake::new(
         setting,
-        format!("cannot be combined with {other}; keep one of them"),
+        format!("cannot be combined with {other}"),
+        "keep one of them",
     )
 }
 
@@ -234,16 +350,17 @@ mod tests {
             "--queue-size=256",
             "--tx-buffer-size=65536",
             "--max-connections=10",
+            "--max-backlog=1048576",
         ]);
         let vm = vm_option::parse(
-            "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,\
-             groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,max-connections=10",
+            "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,groups=a+b,host-cids=4+5,\
+             queue-size=256,tx-buffer-size=65536,max-connections=10,max-backlog=1048576",
         );
         let Ok(Request::Serve(single)) = single else {
             panic!("{single:?}")
         };
-        assert_eq!(single.len(), 1);
-        assert_eq!(single[0].settings, vm.unwrap().settings);
+        assert_eq!(single.vms.len(), 1);
+        assert_eq!(single.vms[0].settings, vm.unwrap().settings);
     }
 
     #[test]

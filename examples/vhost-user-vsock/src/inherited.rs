@@ -18,20 +18,29 @@ use crate::relay::Relay;
 #[derive(Debug, Error)]
 pub(crate) enum InheritedError {
     /// No such descriptor is open.
-    #[error("is not an open descriptor; let the parent process leave a socket open")]
+    #[error("is not an open descriptor")]
     NotOpen,
     /// It is something else, or a socket of another kind or state.
-    #[error(
-        "is no UNIX stream socket that listens or is connected; \
-         listen or connect before starting this program"
-    )]
+    #[error("is no UNIX stream socket that listens or is connected")]
     Useless,
     /// The system has none to spare.
-    #[error("cannot be duplicated: {0}; close other descriptors or raise the limit")]
+    #[error("cannot be duplicated: {0}")]
     Duplicate(Errno),
     /// It is connected, and the relay for it cannot be made.
-    #[error("cannot be relayed: {0}; set TMPDIR to a directory that can be written")]
+    #[error("cannot be relayed: {0}")]
     Relay(io::Error),
+}
+
+impl InheritedError {
+    /// What to do about it.
+    pub(crate) fn remedy(&self) -> &'static str {
+        match self {
+            Self::NotOpen => "let the parent process leave a socket open",
+            Self::Useless => "listen or connect before starting this program",
+            Self::Duplicate(_) => "close other descriptors or raise the limit",
+            Self::Relay(_) => "set TMPDIR to a directory that can be written",
+        }
+    }
 }
 
 /// The socket with descriptor number `number`, as a duplicate that listens. For a connected

@@ -1,9 +1,12 @@
 //! What an operator wrote of one VM, before anything is known to be right about it.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::mistake::Mistake;
 
@@ -12,24 +15,47 @@ use crate::mistake::Mistake;
 pub(crate) struct VmSpec {
     pub(crate) origin: Origin,
     pub(crate) settings: Settings,
+    /// A socket that another process made for the VMM to connect to.
+    pub(crate) listener: Option<Arc<UnixListener>>,
 }
 
-/// The settings of a VM: a `[[vm]]` table of the configuration file as it stands, and
-/// what the options of the command line are read into.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Deserialize)]
+impl VmSpec {
+    pub(crate) fn new(origin: Origin, settings: Settings) -> Self {
+        Self {
+            origin,
+            settings,
+            listener: None,
+        }
+    }
+}
+
+/// The settings of a VM: a `[[vm]]` table of the configuration file and the body of a
+/// control request as they stand, and what the options of the command line are read into.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
-    pub(crate) guest_cid: Option<u64>,
+    /// The command line's name for it is understood in files, too.
+    #[serde(alias = "guest_cid", skip_serializing_if = "Option::is_none")]
+    pub(crate) cid: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) socket: Option<PathBuf>,
-    /// The number of an inherited socket; of no use in a file.
+    /// The number of an inherited socket; of no use outside the command line.
     #[serde(skip)]
     pub(crate) fd: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) uds_path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) groups: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) host_cids: Option<Vec<u64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) queue_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tx_buffer_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_connections: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_backlog: Option<u64>,
 }
 
 /// Where a VM was written down.
@@ -39,8 +65,29 @@ pub(crate) enum Origin {
     Options,
     /// One `--vm`, with its text.
     VmOption(String),
-    /// A `[[vm]]` table of a file, counted from 1.
-    File { path: PathBuf, number: usize },
+    /// A `[[vm]]` table of a file.
+    File(Table),
+    /// A request at the control socket, for the VM with this number.
+    Request(u64),
+}
+
+/// A table of a file: where it begins, and where its keys are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Table {
+    pub(crate) path: PathBuf,
+    /// Counted from 1.
+    pub(crate) line: usize,
+    /// The line of each key, as it was written.
+    pub(crate) keys: BTreeMap<String, usize>,
+}
+
+impl Table {
+    fn setting(&self, key: &str, value: impl Display) -> String {
+        let names = [json_key(key), key.replace('-', "_")];
+        let written = names.iter().find_map(|name| self.keys.get_key_value(name));
+        let (name, line) = written.unwrap_or((&names[0], &self.line));
+        format!("{}:{line}: {name} = {value}", self.path.display())
+    }
 }
 
 impl Origin {
@@ -49,33 +96,39 @@ impl Origin {
         match self {
             Self::Options => format!("--{key} {value}"),
             Self::VmOption(_) => format!("--vm {key}={value}"),
-            Self::File { path, number } => {
-                let key = key.replace('-', "_");
-                format!(
-                    "--config {}: [[vm]] {number}: {key} = {value}",
-                    path.display()
-                )
-            }
+            Self::File(table) => table.setting(key, value),
+            Self::Request(cid) => format!("VM {cid}: {} {value}", json_key(key)),
         }
     }
 
     /// The complaint that `key` was not written at all.
     pub(crate) fn missing(&self, key: &str, example: &str) -> Mistake {
+        let quote = if example.starts_with('/') { "\"" } else { "" };
         match self {
             Self::Options => Mistake::new(
                 format!("--{key}"),
-                format!("is missing; add --{key} {example}"),
+                "is missing",
+                format!("add --{key} {example}"),
             ),
             Self::VmOption(text) => Mistake::new(
                 format!("--vm {text}"),
-                format!("{key} is missing; add {key}={example}"),
+                format!("{key} is missing"),
+                format!("add {key}={example}"),
             ),
-            Self::File { path, number } => {
-                let key = key.replace('-', "_");
-                let quote = if example.starts_with('/') { "\"" } else { "" };
+            Self::File(Table { path, line, .. }) => {
+                let key = json_key(key);
                 Mistake::new(
-                    format!("--config {}: [[vm]] {number}", path.display()),
-                    format!("{key} is missing; add {key} = {quote}{example}{quote}"),
+                    format!("{}:{line}: [[vm]]", path.display()),
+                    format!("{key} is missing"),
+                    format!("add {key} = {quote}{example}{quote}"),
+                )
+            }
+            Self::Request(cid) => {
+                let key = json_key(key);
+                Mistake::new(
+                    format!("VM {cid}"),
+                    format!("{key} is missing"),
+                    format!("add \"{key}\": {quote}{example}{quote}"),
                 )
             }
         }
@@ -90,7 +143,8 @@ impl Origin {
         text.parse().map_err(|_| {
             Mistake::new(
                 self.setting(key, text),
-                "is not a number; write decimal digits only, without sign or unit",
+                "is not a number",
+                "write decimal digits only, without sign or unit",
             )
         })
     }
@@ -103,11 +157,22 @@ impl Origin {
     pub(crate) fn numbers(&self, key: &str, text: &str) -> Result<Vec<u64>, Mistake> {
         let numbers = text.split('+').map(|part| {
             part.parse().map_err(|_| {
-                let complaint = "is not a number; write decimal digits, and '+' between numbers";
-                Mistake::new(self.setting(key, text), format!("'{part}' {complaint}"))
+                Mistake::new(
+                    self.setting(key, text),
+                    format!("'{part}' is not a number"),
+                    "write decimal digits, and '+' between numbers",
+                )
             })
         });
         numbers.collect()
+    }
+}
+
+/// A key of files and requests, from the command line's name for it.
+fn json_key(key: &str) -> String {
+    match key {
+        "guest-cid" => "cid".to_owned(),
+        key => key.replace('-', "_"),
     }
 }
 

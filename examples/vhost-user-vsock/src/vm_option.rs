@@ -7,7 +7,7 @@ use crate::mistake::Mistake;
 use crate::spec::{Origin, Settings, VmSpec, split_groups};
 
 const KEYS: &str = "guest-cid, socket, uds-path, groups, host-cids, queue-size, tx-buffer-size, \
-                    max-connections";
+                    max-connections, max-backlog";
 
 /// Reads the text of one `--vm`.
 ///
@@ -22,23 +22,25 @@ pub(crate) fn parse(text: &str) -> Result<VmSpec, Mistake> {
         let Some((key, value)) = part.split_once('=') else {
             return Err(Mistake::new(
                 format!("--vm {text}"),
-                format!("'{part}' is not KEY=VALUE; the keys are {KEYS}"),
+                format!("'{part}' is not KEY=VALUE"),
+                format!("the keys are {KEYS}"),
             ));
         };
         if !seen.insert(key) {
             return Err(Mistake::new(
                 origin.setting(key, value),
-                format!("{key} is given twice in one --vm; keep one of them"),
+                format!("{key} is given twice in one --vm"),
+                "keep one of them",
             ));
         }
         set(&mut settings, &origin, key, value)?;
     }
-    Ok(VmSpec { origin, settings })
+    Ok(VmSpec::new(origin, settings))
 }
 
 fn set(settings: &mut Settings, origin: &Origin, key: &str, value: &str) -> Result<(), Mistake> {
     match key {
-        "guest-cid" => settings.guest_cid = Some(origin.number(key, value)?),
+        "guest-cid" => settings.cid = Some(origin.number(key, value)?),
         "socket" => settings.socket = Some(PathBuf::from(value)),
         "uds-path" => settings.uds_path = Some(PathBuf::from(value)),
         "groups" => settings.groups = Some(split_groups(value)),
@@ -46,10 +48,12 @@ fn set(settings: &mut Settings, origin: &Origin, key: &str, value: &str) -> Resu
         "queue-size" => settings.queue_size = Some(origin.number(key, value)?),
         "tx-buffer-size" => settings.tx_buffer_size = Some(origin.number(key, value)?),
         "max-connections" => settings.max_connections = Some(origin.number(key, value)?),
+        "max-backlog" => settings.max_backlog = Some(origin.number(key, value)?),
         _ => {
             return Err(Mistake::new(
                 origin.setting(key, value),
-                format!("{key} is an unknown key; the keys are {KEYS}"),
+                format!("{key} is an unknown key"),
+                format!("the keys are {KEYS}"),
             ));
         }
     }
@@ -64,13 +68,14 @@ mod tests {
     fn reads_every_key() {
         let spec = parse(
             "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,\
-             groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,max-connections=10",
+             groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,max-connections=10,\
+             max-backlog=1048576",
         )
         .unwrap();
         assert_eq!(
             spec.settings,
             Settings {
-                guest_cid: Some(3),
+                cid: Some(3),
                 socket: Some("/run/3.sock".into()),
                 fd: None,
                 uds_path: Some("/run/3.vsock".into()),
@@ -79,6 +84,7 @@ mod tests {
                 queue_size: Some(256),
                 tx_buffer_size: Some(65536),
                 max_connections: Some(10),
+                max_backlog: Some(1 << 20),
             }
         );
     }

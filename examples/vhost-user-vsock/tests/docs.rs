@@ -16,6 +16,8 @@ const README: &str = include_str!("../../../README.md");
 const HYBRID: &str = include_str!("../../../docs/hybrid-vsock.md");
 const SIBLINGS: &str = include_str!("../../../docs/siblings.md");
 const LIMITS: &str = include_str!("../../../docs/limits.md");
+const CONTROL: &str = include_str!("../../../docs/control.md");
+const SYSTEMD: &str = include_str!("../../../docs/systemd.md");
 const EMBEDDING: &str = include_str!("../../../docs/embedding.md");
 
 /// Every `--option` in a text.
@@ -35,16 +37,22 @@ fn the_manual_has_exactly_the_options_of_the_help() {
 
 #[test]
 fn other_pages_use_only_options_that_exist() {
-    let help = String::from_utf8(run(["--help"]).stdout).unwrap();
-    let mut known = options(&help);
-    known.extend([
+    let commands = [&[][..], &["ctl"], &["ctl", "add"], &["ctl", "set"]];
+    let helps = commands.map(|command| run(command.iter().chain(&["--help"])).stdout);
+    let helps = String::from_utf8(helps.concat()).unwrap();
+    let mut known = options(&helps);
+    let of_cargo = [
         "--release",
         "--workspace",
         "--no-deps",
         "--open",
         "--example",
-    ]); // Cargo's.
-    for page in [README, HYBRID, SIBLINGS, LIMITS, EMBEDDING] {
+    ];
+    known.extend(of_cargo);
+    known.extend(["--unix-socket", "--now"]); // curl's and systemctl's.
+    for page in [
+        README, HYBRID, SIBLINGS, LIMITS, EMBEDDING, CONTROL, SYSTEMD,
+    ] {
         let unknown: Vec<_> = options(page).difference(&known).copied().collect();
         assert_eq!(unknown, Vec::<&str>::new());
     }
@@ -76,7 +84,7 @@ fn examples_are_accepted_up_to_their_directory() {
     let toml = between(MANUAL, "```toml\n", "```").replace("/run/", "/missing/");
     fs::write(&file, toml).unwrap();
     refuses_only_the_directory(&["--config", file.to_str().unwrap()]);
-    let pages = [(MANUAL, 2), (README, 2), (HYBRID, 0), (SIBLINGS, 2)];
+    let pages = [(MANUAL, 2), (README, 3), (HYBRID, 0), (SIBLINGS, 2)];
     for (page, expected) in pages {
         let commands = commands(page);
         assert_eq!(commands.len(), expected, "{commands:?}");

@@ -64,6 +64,12 @@ fn refuses_a_command_line_that_does_not_say_what_to_serve() {
             &["--config D/x", "combined with --vm", "keep one"],
         ),
         (
+            &["check", "D/x", "--vm", VM_3],
+            &["'--vm'", "unexpected", "--help"],
+        ),
+        (&["--vm", VM_3, "check", "D/x"], &["check", "--vm"]),
+        (&["check"], &["<FILE|DIR>", "--help"]),
+        (
             &["--config", "D/x", "--fd", "3"],
             &["--config D/x", "combined with --fd", "keep one"],
         ),
@@ -96,35 +102,35 @@ fn refuses_a_file_that_says_nothing_useful() {
         ("vm = []\n", &["vms.toml", "no VM", "add a [[vm]] table"]),
         (
             "[[vm]]\nguest_cid 3\n",
-            &["vms.toml: line 2", "docs/options.md"],
+            &["vms.toml:2: ", "docs/options.md"],
         ),
         (
             "[[vm]]\nguest_cid = 3\nguest-cid = 3\n",
-            &["line 3", "unknown field `guest-cid`"],
+            &["vms.toml:3: ", "unknown field `guest-cid`"],
         ),
         (
             "[[vms]]\n",
-            &["line 1", "unknown field `vms`", "expected `vm`"],
+            &["vms.toml:1: ", "unknown field `vms`", "expected"],
         ),
         (
             "[[vm]]\nguest_cid = \"3\"\n",
-            &["line 2", "\"3\"", "docs/options.md"],
+            &["vms.toml:2: ", "\"3\"", "docs/options.md"],
         ),
         (
             "[[vm]]\nguest_cid = -3\n",
-            &["line 2", "-3", "docs/options.md"],
+            &["vms.toml:2: ", "-3", "docs/options.md"],
         ),
         (
             "[[vm]]\ngroups = \"a+b\"\n",
-            &["line 2", "\"a+b\"", "docs/options.md"],
+            &["vms.toml:2: ", "\"a+b\"", "docs/options.md"],
         ),
         (
             "[[vm]]\nguest_cid = 3\nguest_cid = 3\n",
-            &["line 3", "duplicate key"],
+            &["vms.toml:3: ", "duplicate key"],
         ),
         (
             "[[vm]]\nguest_cid = 3\n",
-            &["[[vm]] 1", "missing", "add uds_path = \"/run"],
+            &["vms.toml:1: [[vm]]", "missing", "add uds_path = \"/run"],
         ),
     ];
     for (text, words) in table {
@@ -138,9 +144,10 @@ fn refuses_a_file_that_cannot_be_read() {
     let dir = directory();
     fs::create_dir(dir.path().join("directory")).unwrap();
     fs::write(dir.path().join("binary"), b"\xff\xfe").unwrap();
+    fs::create_dir(dir.path().join("directory/a.toml")).unwrap();
     for name in ["missing", "directory", "binary"] {
         let path = format!("D/{name}");
-        let setting = format!("--config {path}");
+        let setting = format!("vhost-user-vsock: {path}");
         refused(
             dir.path(),
             &["--config", &path],

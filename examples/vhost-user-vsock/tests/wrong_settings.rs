@@ -43,6 +43,8 @@ const WRONG_SETTINGS: &[WrongSetting] = &[
     wrong("tx-buffer-size", "4294967295", &["choose from"]),
     wrong("max-connections", "0", &["choose from 1 to 65536"]),
     wrong("max-connections", "65537", &["choose from 1 to 65536"]),
+    wrong("max-backlog", "65535", &["choose from 65536 to"]),
+    wrong("max-backlog", "1073741825", &["to 1073741824 bytes"]),
     wrong("host-cids", "0", &["0 is reserved", "from 3 to"]),
     wrong(
         "host-cids",
@@ -161,7 +163,8 @@ fn refuses_each_wrong_key_of_a_file() {
     let _live = furnish(dir.path());
     let name = dir.path().to_str().unwrap();
     for wrong in WRONG_SETTINGS {
-        let lines = settings_with(wrong).into_iter().map(|(key, value)| {
+        let settings = settings_with(wrong);
+        let lines = settings.iter().map(|&(key, value)| {
             let value = match key {
                 "socket" | "uds-path" => format!("\"{value}\""),
                 "groups" => format!("[\"{}\"]", value.replace('+', "\", \"")),
@@ -176,11 +179,10 @@ fn refuses_each_wrong_key_of_a_file() {
             text.replace("D/", &format!("{name}/")),
         )
         .unwrap();
-        let setting = format!(
-            "vms.toml: [[vm]] 1: {} = {}",
-            wrong.key.replace('-', "_"),
-            wrong.value
-        );
+        let place = settings.iter().position(|(key, _)| *key == wrong.key);
+        let line = place.unwrap() + 2;
+        let key = wrong.key.replace('-', "_");
+        let setting = format!("D/vms.toml:{line}: {key} = {}", wrong.value);
         let words = [&[setting.as_str()], wrong.words].concat();
         refused(dir.path(), &["--config", "D/vms.toml"], &words);
     }
@@ -194,6 +196,7 @@ fn refuses_what_is_no_number() {
         "queue-size",
         "tx-buffer-size",
         "max-connections",
+        "max-backlog",
     ] {
         for value in [
             "",

@@ -1,8 +1,9 @@
 //! The built daemon as a process: started, waited for with a deadline, ended by its id.
 
 #![allow(dead_code)] // Each test file uses a part of it.
-#![allow(clippy::unwrap_used)] // What fails here fails the test.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // What fails here fails the test.
 
+pub(crate) mod http;
 pub(crate) mod refusal;
 
 use std::ffi::OsStr;
@@ -26,7 +27,9 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_vhost-user-vsock");
 
 /// A directory for sockets, with a short path.
 pub(crate) fn directory() -> TempDir {
-    tempfile::Builder::new().prefix("vsock").tempdir().unwrap()
+    // No name ends with the D that stands for it in tests.
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("vsock").suffix("_").tempdir().unwrap()
 }
 
 /// Runs the daemon to its end.

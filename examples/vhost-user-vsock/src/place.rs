@@ -24,32 +24,59 @@ pub(crate) const MAX_PATH_BEFORE_PORT: usize = MAX_PATH - "_4294967295".len();
 #[derive(Debug, Error)]
 pub(crate) enum PathError {
     /// Longer than the system takes.
-    #[error("is {length} bytes long; choose a path of at most {limit} bytes")]
+    #[error("is {length} bytes long")]
     TooLong { length: usize, limit: usize },
     /// No file name at its end, or a byte no path can have.
-    #[error("names no file; write the path of a socket to create")]
+    #[error("names no file")]
     NoName,
     /// The directory is not there or cannot be looked into.
-    #[error("its directory {directory} cannot be used: {source}; create it or correct the path")]
+    #[error("its directory {directory} cannot be used: {source}")]
     Directory {
         directory: PathBuf,
         source: io::Error,
     },
     /// The directory refuses new entries.
-    #[error("its directory {directory} is not writable: {source}; allow it or choose another")]
+    #[error("its directory {directory} is not writable: {source}")]
     NotWritable {
         directory: PathBuf,
         source: io::Error,
     },
     /// Something that is no socket.
-    #[error("is {what}, which is never removed; choose another path or remove it yourself")]
+    #[error("is {what}, which is never removed")]
     NotASocket { what: &'static str },
     /// A socket that a program is bound to.
-    #[error("is a socket in use by another program; stop that program or choose another path")]
+    #[error("is a socket in use by another program")]
     Live,
     /// A socket of which it cannot be told whether it is in use.
-    #[error("is there and cannot be examined: {source}; remove it yourself or choose another path")]
+    #[error("is there and cannot be examined: {source}")]
     Unknown { source: io::Error },
+}
+
+impl PathError {
+    /// What to do about it.
+    pub(crate) fn remedy(&self) -> String {
+        let remedy = match self {
+            Self::TooLong { limit, .. } => {
+                return format!("choose a path of at most {limit} bytes");
+            }
+            Self::NoName => "write the path of a socket to create",
+            Self::Directory { .. } => "create it or correct the path",
+            Self::NotWritable { .. } => "allow it or choose another",
+            Self::NotASocket { .. } => "choose another path or remove it yourself",
+            Self::Live => "stop that program or choose another path",
+            Self::Unknown { .. } => "remove it yourself or choose another path",
+        };
+        remedy.to_owned()
+    }
+}
+
+/// What may be at a place where a socket is to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Allow {
+    /// Nothing, or a socket that nobody uses any more.
+    Dead,
+    /// That, or a socket in use: perhaps by the daemon that serves this configuration.
+    Live,
 }
 
 /// A place where a socket can be created: two of them are equal exactly if they are the
@@ -61,20 +88,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The place at `path`, where nothing is or a socket that nobody uses any more.
+    /// The place that `path` names; what is there is not looked at.
     ///
     /// # Errors
     ///
-    /// [`PathError`] when a socket could not be created there, or not without removing
-    /// what must not be removed.
-    pub(crate) fn at(path: &Path, limit: usize) -> Result<Self, PathError> {
-        let place = Self::named(path, limit)?;
-        examine_entry(path)?;
-        place.examine_directory()?;
-        Ok(place)
-    }
-
-    fn named(path: &Path, limit: usize) -> Result<Self, PathError> {
+    /// [`PathError`] when no socket can have this path.
+    pub(crate) fn named(path: &Path, limit: usize) -> Result<Self, PathError> {
         let bytes = path.as_os_str().as_bytes();
         if bytes.len() > limit {
             return Err(PathError::TooLong {
@@ -100,6 +119,19 @@ impl Place {
             return Err(unusable(Errno::NOTDIR.into()));
         }
         Ok(Self { directory, name })
+    }
+
+    /// Finds out whether a socket can be created here, at what was named by `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`PathError`] when it could not, or not without removing what must not be removed.
+    pub(crate) fn examine(&self, path: &Path, allow: Allow) -> Result<(), PathError> {
+        match examine_entry(path) {
+            Err(PathError::Live) if allow == Allow::Live => (),
+            result => result?,
+        }
+        self.examine_directory()
     }
 
     fn examine_directory(&self) -> Result<(), PathError> {
@@ -183,15 +215,35 @@ mod tests {
 
     use super::*;
 
+    fn at(path: &Path, limit: usize) -> Result<Place, PathError> {
+        let place = Place::named(path, limit)?;
+        place.examine(path, Allow::Dead)?;
+        Ok(place)
+    }
+
     #[test]
     fn replaces_a_dead_socket_only() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
-        assert!(matches!(Place::at(&path, MAX_PATH), Err(PathError::Live)));
+        assert!(matches!(at(&path, MAX_PATH), Err(PathError::Live)));
         drop(listener);
-        assert!(Place::at(&path, MAX_PATH).is_ok());
+        assert!(at(&path, MAX_PATH).is_ok());
         assert!(path.exists(), "checking removes nothing");
+    }
+
+    #[test]
+    fn a_live_socket_may_be_that_of_the_daemon_that_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, file) = (dir.path().join("socket"), dir.path().join("file"));
+        let _listener = UnixListener::bind(&path).unwrap();
+        fs::write(&file, "").unwrap();
+        let examine = |path: &Path| {
+            let place = Place::named(path, MAX_PATH).unwrap();
+            place.examine(path, Allow::Live)
+        };
+        assert!(examine(&path).is_ok());
+        assert!(examine(&file).is_err());
     }
 
     #[test]
@@ -200,7 +252,7 @@ mod tests {
         let path = dir.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
-        assert!(matches!(Place::at(&path, MAX_PATH), Err(PathError::Live)));
+        assert!(matches!(at(&path, MAX_PATH), Err(PathError::Live)));
         assert_eq!(
             listener.accept().unwrap_err().kind(),
             io::ErrorKind::WouldBlock
@@ -212,7 +264,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let _socket = UnixDatagram::bind(&path).unwrap();
-        assert!(matches!(Place::at(&path, MAX_PATH), Err(PathError::Live)));
+        assert!(matches!(at(&path, MAX_PATH), Err(PathError::Live)));
     }
 
     #[test]
@@ -221,7 +273,7 @@ mod tests {
         let (real, link) = (dir.path().join("real"), dir.path().join("link"));
         fs::create_dir(&real).unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
-        let place = |path: PathBuf| Place::at(&path, MAX_PATH).unwrap();
+        let place = |path: PathBuf| at(&path, MAX_PATH).unwrap();
         assert_eq!(place(real.join("socket")), place(link.join("socket")));
         assert_eq!(
             place(real.join("socket")),
@@ -233,7 +285,7 @@ mod tests {
     #[test]
     fn knows_a_place_that_stands_for_a_port() {
         let dir = tempfile::tempdir().unwrap();
-        let place = |name: &str| Place::at(&dir.path().join(name), MAX_PATH).unwrap();
+        let place = |name: &str| at(&dir.path().join(name), MAX_PATH).unwrap();
         assert_eq!(place("vm_4294967295").port_of(&place("vm")), Some(u32::MAX));
         for name in [
             "vm",
@@ -251,7 +303,7 @@ mod tests {
     #[test]
     fn refuses_names_that_bind_would_refuse() {
         for path in ["", "/", "/tmp/", "/tmp/..", "/tmp/a\0b"] {
-            let result = Place::at(Path::new(path), MAX_PATH);
+            let result = at(Path::new(path), MAX_PATH);
             assert!(
                 matches!(result, Err(PathError::NoName)),
                 "{path}: {result:?}"
@@ -264,11 +316,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let room = MAX_PATH - dir.path().as_os_str().len() - 1;
         let longest = dir.path().join("s".repeat(room));
-        assert!(Place::at(&longest, MAX_PATH).is_ok());
+        assert!(at(&longest, MAX_PATH).is_ok());
         assert!(UnixListener::bind(&longest).is_ok(), "the system agrees");
         let longer = dir.path().join("s".repeat(room + 1));
         assert!(matches!(
-            Place::at(&longer, MAX_PATH),
+            at(&longer, MAX_PATH),
             Err(PathError::TooLong { .. })
         ));
     }
