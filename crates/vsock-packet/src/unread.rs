@@ -18,25 +18,37 @@ const MAX_PACKETS: u32 = 4096;
 /// reached (§5.10.6.3). Bytes are bounded by credit; this bounds their number.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct UnreadPackets {
-    /// What the sender had sent in all with each packet, wrapping.
-    ends: VecDeque<Wrapping<u32>>,
+    /// Where each packet ends.
+    ends: VecDeque<End>,
 }
 
 impl UnreadPackets {
     /// Counts a packet; with it `tx_cnt` bytes were sent in all.
     pub fn push(&mut self, tx_cnt: u32) {
-        self.ends.push_back(Wrapping(tx_cnt));
+        self.ends.push_back(End::of_bytes(tx_cnt));
+    }
+
+    /// Counts a packet without payload; `tx_cnt` bytes were sent in all before it. It is
+    /// taken to be read when a byte behind it is, or by [`Self::read_empty`].
+    pub fn push_empty(&mut self, tx_cnt: u32) {
+        self.ends.push_back(End::behind(tx_cnt));
+    }
+
+    /// The guest, which has forwarded `fwd_cnt` bytes in all, has read a packet without
+    /// payload, if that is the next one. `true` when that makes a difference.
+    pub fn read_empty(&mut self, fwd_cnt: u32) -> bool {
+        let is_next = self.ends.front() == Some(&End::behind(fwd_cnt));
+        if is_next {
+            self.ends.pop_front();
+        }
+        is_next
     }
 
     /// The guest has forwarded `fwd_cnt` bytes in all. `true` when that makes a
     /// difference.
     pub fn forwarded(&mut self, fwd_cnt: u32) -> bool {
         let before = self.ends.len();
-        while self
-            .ends
-            .front()
-            .is_some_and(|end| is_reached(*end, Wrapping(fwd_cnt)))
-        {
+        while self.ends.front().is_some_and(|end| end.is_reached(fwd_cnt)) {
             self.ends.pop_front();
         }
         if self.ends.is_empty() {
@@ -62,9 +74,24 @@ fn most(buf_alloc: u32) -> usize {
     (buf_alloc / PACKET_COST).clamp(1, MAX_PACKETS) as usize
 }
 
-/// Whether `fwd_cnt` has reached `end`, with both wrapping.
-fn is_reached(end: Wrapping<u32>, fwd_cnt: Wrapping<u32>) -> bool {
-    (fwd_cnt - end).0 < 1 << 31
+/// Where a packet ends: twice the bytes sent in all with it, wrapping, and one more for a
+/// packet without payload, which lies between two bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct End(Wrapping<u32>);
+
+impl End {
+    fn of_bytes(tx_cnt: u32) -> Self {
+        Self(Wrapping(tx_cnt) << 1)
+    }
+
+    fn behind(tx_cnt: u32) -> Self {
+        Self((Wrapping(tx_cnt) << 1) + Wrapping(1))
+    }
+
+    /// Whether a guest that has forwarded `fwd_cnt` bytes has surely read the packet.
+    fn is_reached(self, fwd_cnt: u32) -> bool {
+        ((Wrapping(fwd_cnt) << 1) - self.0).0 < 1 << 31
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +119,23 @@ mod tests {
         unread.push(10);
         assert_eq!(unread.room(10), 0);
         assert!(unread.is_half_full(10));
+    }
+
+    #[test]
+    fn packets_without_payload_are_read_one_by_one_or_with_what_is_behind_them() {
+        let mut unread = UnreadPackets::default();
+        unread.push(5);
+        unread.push_empty(5);
+        unread.push_empty(5);
+        assert!(!unread.read_empty(4), "the first one has payload");
+        assert!(unread.forwarded(5));
+        assert!(!unread.forwarded(5));
+        assert_eq!(unread.room(2048), 0);
+        assert!(unread.read_empty(5));
+        assert_eq!(unread.room(2048), 1);
+        unread.push(9);
+        assert!(unread.forwarded(9));
+        assert_eq!(unread, UnreadPackets::default());
     }
 
     #[test]

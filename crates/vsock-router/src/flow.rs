@@ -218,10 +218,10 @@ impl Half {
             self.open();
             self.record.establish();
         }
+        self.window.update(header);
         if header.op == Op::Shutdown {
             self.note_shutdown(header, now);
         }
-        self.window.update(header);
         Ok(())
     }
 
@@ -234,6 +234,16 @@ impl Half {
         let waits = self.state == State::Open && self.shut_down.is_all();
         if waits && self.answer_deadline.is_none() {
             self.answer_deadline = Some(now + ANSWER_TIMEOUT);
+        }
+        self.close_if_both_have(now);
+    }
+
+    /// When both ends have sent a full SHUTDOWN, each waits for an RST that the other is
+    /// not going to send.
+    fn close_if_both_have(&mut self, now: Instant) {
+        if self.state == State::Open && self.shut_down.is_all() && self.shutdown.is_all() {
+            self.close(now);
+            self.pending -= Pending::SHUTDOWN;
         }
     }
 
@@ -271,6 +281,7 @@ impl Half {
             Op::Shutdown => {
                 self.shutdown |= header.shutdown_flags();
                 self.pending |= Pending::SHUTDOWN;
+                self.close_if_both_have(now);
             }
             Op::Rst => self.close(now),
             Op::Rw if self.shutdown.contains(ShutdownFlags::SEND) => {

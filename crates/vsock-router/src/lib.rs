@@ -76,7 +76,7 @@
 //!   does not allow, loses that connection; [`Member::counters`] tells.
 //! * **Answers.** A connection whose other end leaves, resets, or loses the shared group
 //!   ends with an RST at once. One that is not answered within 10 s does, too, as does one
-//!   whose full SHUTDOWN is not.
+//!   whose full SHUTDOWN is not; two full SHUTDOWNs that cross are answered at once.
 //!
 //! # Example
 //!

@@ -547,6 +547,62 @@ fn a_sender_with_too_much_waiting_loses_that_connection_only() {
     assert_eq!(bytes, pattern(30_000));
 }
 
+/// Each has sent a full SHUTDOWN, and waits for an RST that the other will not send.
+#[test]
+fn ends_that_both_shut_down_get_their_rst_at_once() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, back) = house.connect(&one, &other);
+    for (guest, header) in [(&one, there), (&other, back)] {
+        let shutdown = Header {
+            op: Op::Shutdown,
+            flags: ShutdownFlags::all().bits(),
+            ..header
+        };
+        guest.send(shutdown, &[]);
+    }
+    assert_eq!(other.ops(), [Op::Shutdown, Op::Rst]);
+    assert_eq!(one.ops(), [Op::Rst]);
+    assert_eq!(
+        [one.member.connections(), other.member.connections()],
+        [0; 2]
+    );
+}
+
+/// They take no credit, yet each costs the receiver something until it is read.
+#[test]
+fn empty_messages_are_bounded_in_number() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, back) = house.connect_type(&one, &other, SocketType::Seqpacket);
+    other.post(10_000);
+    one.post(10_000);
+    let says = |op, header| Header { op, ..header };
+    // Answers every question, and tells how many messages came.
+    let answer = || {
+        let ops = other.ops();
+        let count = |wanted| ops.iter().filter(|op| **op == wanted).count();
+        for _ in 0..count(Op::CreditRequest) {
+            other.send(says(Op::CreditUpdate, back), &[]);
+        }
+        count(Op::Rw)
+    };
+    let mut came = 0;
+    for _ in 0..500 {
+        let flags = RwFlags::EOM.bits();
+        one.send(Header { flags, ..there }, b"");
+        one.send(says(Op::CreditRequest, there), &[]);
+        came += answer();
+    }
+    assert_eq!(came, 64, "one for each KiB of the receiver's buffer");
+    // Linux tells of each message that is read.
+    for _ in 0..10 {
+        other.send(says(Op::CreditUpdate, back), &[]);
+        came += answer();
+    }
+    assert_eq!(came, 74);
+}
+
 #[test]
 fn a_close_does_not_wait_behind_what_nobody_reads() {
     let house = House::new();

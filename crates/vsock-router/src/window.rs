@@ -3,7 +3,7 @@
 use std::num::Wrapping;
 use std::time::Instant;
 
-use vsock_packet::{CreditRequests, Header, UnreadPackets};
+use vsock_packet::{CreditRequests, Header, Op, UnreadPackets};
 
 /// The most a guest may let another send at once, in bytes: a larger `buf_alloc` is told
 /// as this one, so that what may have to wait for a guest is bounded.
@@ -36,6 +36,8 @@ pub(crate) struct Window {
     requests: CreditRequests,
     /// The receiver was asked for news since it last had read something.
     asked: bool,
+    /// Requests that went to it and that it has not answered.
+    unanswered: u32,
     /// How often it told unasked, since it last was silent while somebody waited.
     unasked: u8,
 }
@@ -51,12 +53,19 @@ impl Window {
             self.granted = self.tx_cnt + Wrapping(ahead);
         }
         self.fwd_cnt = Wrapping(header.fwd_cnt);
-        if self.unread.forwarded(header.fwd_cnt) {
+        let is_answer = header.op == Op::CreditUpdate && self.unanswered > 0;
+        self.unanswered -= u32::from(is_answer);
+        let was_read = self.unread.forwarded(header.fwd_cnt);
+        if was_read {
             // News that change nothing are no reason to ask again: two ends that both do
             // not read would keep each other busy.
             if !std::mem::take(&mut self.asked) {
                 self.unasked = self.unasked.saturating_add(1);
             }
+        }
+        if header.op == Op::CreditUpdate && !was_read && !is_answer {
+            // Linux tells of every message that is read, also of an empty one.
+            self.unread.read_empty(header.fwd_cnt);
         }
         if !self.is_full() {
             self.requests.end();
@@ -109,7 +118,10 @@ impl Window {
     /// Counts a packet that went into the receiver's RX ring.
     pub(crate) fn delivered(&mut self, len: usize) {
         self.delivered += u32::try_from(len).unwrap_or(u32::MAX);
-        self.unread.push(self.delivered.0);
+        match len {
+            0 => self.unread.push_empty(self.delivered.0),
+            _ => self.unread.push(self.delivered.0),
+        }
     }
 
     /// Whether the receiver is to be asked for news: somebody waits for them, or will
@@ -130,6 +142,7 @@ impl Window {
     /// A request goes to the receiver.
     pub(crate) fn asked(&mut self, now: Instant) {
         self.requests.sent(now);
+        self.unanswered = self.unanswered.saturating_add(1);
     }
 
     /// When [`Self::expire`] is due.
@@ -143,6 +156,9 @@ impl Window {
         let asks = self.requests.expire(now);
         if asks {
             (self.asked, self.unasked) = (true, 0);
+            // One that tells only when asked cannot tell of empty messages at all: it gets
+            // them, if slowly.
+            self.unread.read_empty(self.fwd_cnt.0);
         }
         asks
     }

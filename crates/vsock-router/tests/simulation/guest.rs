@@ -180,8 +180,10 @@ impl Guest {
             return;
         };
         if header.op == Op::Rst {
+            let both_closed = ledger.of(out).closed && ledger.of(back).closed;
             let sent = ledger.of(back);
-            let known = sent.rst || sent.excused || socket.state == State::Connecting;
+            let asked = socket.state == State::Connecting;
+            let known = sent.rst || sent.excused || asked || both_closed;
             assert!(known || sent.reused, "{header} without a reason");
             if sent.rst && sent.whole && !sent.excused && socket.state == State::Open {
                 socket.expect_whole(sent, "RST");
@@ -396,6 +398,7 @@ impl Guest {
             self.end(out);
         } else if may_close {
             socket.state = State::Closing(now);
+            ledger.of(out).closed = true;
             self.say(out, Op::Shutdown, ShutdownFlags::all().bits());
         } else if half && random.chance(50) {
             socket.own_shutdown |= ShutdownFlags::SEND;

@@ -54,6 +54,8 @@ pub(crate) struct Sent {
     pub(crate) whole: bool,
     /// An earlier connection had the same ends: what arrives may be of that one.
     pub(crate) reused: bool,
+    /// The sender has sent a full SHUTDOWN.
+    pub(crate) closed: bool,
     /// The sender sends what it should not: nothing is known of what arrives.
     pub(crate) forged: bool,
     /// Something happened that ends connections: it need not arrive whole.
