@@ -17,3 +17,4 @@ mod memory;
 mod messages;
 mod notifiers;
 mod rings;
+mod siblings;
