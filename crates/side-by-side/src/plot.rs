@@ -1,22 +1,31 @@
 //! The result as a picture: which part of its target each scenario reaches.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::outcome::{Line, Outcome};
 use crate::target::Target;
 
-/// Width of the picture, and height of one scenario in it.
-const SIZE: (u32, u32) = (1000, 44);
+/// Width of the picture.
+const WIDTH: u32 = 1000;
+/// Height of the legend, and of one target.
+const HEAD: i32 = 40;
+const ROW: i32 = 44;
+/// Height of a bar, and from one to the next.
+const BAR: (i32, i32) = (14, 16);
 /// Where the bars begin and end.
-const BARS: (i32, i32) = (300, 920);
+const BARS: (i32, i32) = (330, 930);
 /// Bars are cut off at this multiple of the target.
 const MOST: f64 = 3.0;
 
-const OURS: RGBColor = RGBColor(40, 110, 180);
+const MET: RGBColor = RGBColor(40, 110, 180);
+const MISSED: RGBColor = RGBColor(225, 130, 40);
 const INCUMBENT: RGBColor = RGBColor(190, 190, 190);
 const TARGET: RGBColor = RGBColor(200, 50, 50);
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// The picture as SVG.
 ///
@@ -24,42 +33,68 @@ const TARGET: RGBColor = RGBColor(200, 50, 50);
 ///
 /// What the drawing library says.
 pub(crate) fn svg(outcome: &Outcome) -> Result<String> {
-    let mut svg = String::new();
     let lines = outcome.lines();
-    let rows = u32::try_from(lines.len())?;
-    let height = (rows + 1) * SIZE.1;
+    let height = HEAD + ROW * i32::try_from(lines.len())?;
+    let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
-        let failed = |error| anyhow!("draw the plot: {error}");
-        area.fill(&WHITE).map_err(failed)?;
-        let mut top = SIZE.1 as i32;
-        for line in &lines {
-            let label = Text::new(label(line), (BARS.0 - 10, top + 16), right());
-            area.draw(&label).map_err(failed)?;
-            let bars = [
-                (line.reached(), OURS),
-                (line.incumbent_reaches(), INCUMBENT),
-            ];
-            for (index, (reached, colour)) in (0..).zip(bars) {
-                let (from, to) = (top + 16 * index, top + 16 * index + 14);
-                let reached = reached.unwrap_or(0.0);
-                let end = position(reached);
-                let bar = Rectangle::new([(BARS.0, from), (end, to)], colour.filled());
-                area.draw(&bar).map_err(failed)?;
-                let value = Text::new(format!("{reached:.2}"), (end + 4, from + 1), font());
-                area.draw(&value).map_err(failed)?;
-            }
-            top += SIZE.1 as i32;
+        let size = (WIDTH, u32::try_from(height)?);
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        area.fill(&WHITE)?;
+        legend(&area)?;
+        for (line, top) in lines.iter().zip((HEAD..).step_by(ROW as usize)) {
+            bars(&area, line, top)?;
         }
-        let line = [(position(1.0), 24), (position(1.0), height as i32)];
-        let line = PathElement::new(line, TARGET.stroke_width(2));
-        area.draw(&line).map_err(failed)?;
-        let legend = "the target is 1; ours in blue, the incumbent in grey";
-        let legend = Text::new(legend, (BARS.0, 6), font());
-        area.draw(&legend).map_err(failed)?;
-        area.present().map_err(failed)?;
+        let target = [(position(1.0), HEAD - 6), (position(1.0), height)];
+        area.draw(&PathElement::new(target, TARGET.stroke_width(2)))?;
+        area.present()?;
     }
     Ok(svg)
+}
+
+fn legend(area: &Area<'_>) -> Result<()> {
+    let keys = [
+        (0, MET, "ours, target met"),
+        (150, MISSED, "ours, missed"),
+        (270, INCUMBENT, "incumbent"),
+        (370, TARGET, "the target; longer is better"),
+    ];
+    for (offset, colour, text) in keys {
+        let left = BARS.0 + offset;
+        let key = Rectangle::new([(left, 12), (left + 12, 24)], colour.filled());
+        area.draw(&key)?;
+        area.draw(&Text::new(text, (left + 18, 11), font(13)))?;
+    }
+    Ok(())
+}
+
+/// The bars of a target, with what they are about.
+fn bars(area: &Area<'_>, line: &Line<'_>, top: i32) -> Result<()> {
+    let left = BARS.0 - 10;
+    area.draw(&Text::new(label(line), (left, top + 8), right(13)))?;
+    let target = line.target.to_string();
+    area.draw(&Text::new(target, (left, top + 24), right(11)))?;
+    let reached = line.reached();
+    let colour = match reached {
+        Some(1.0..) => MET,
+        _ => MISSED,
+    };
+    let row = line.row;
+    let ours = (reached, row.ours.hangs(), colour);
+    let incumbent = (line.incumbent_reaches(), row.incumbent.hangs(), INCUMBENT);
+    for (index, (reached, hangs, colour)) in (0..).zip([ours, incumbent]) {
+        let from = top + BAR.1 * index;
+        let end = position(reached.unwrap_or(0.0));
+        let bar = Rectangle::new([(BARS.0, from), (end, from + BAR.0)], colour.filled());
+        area.draw(&bar)?;
+        let value = match reached {
+            Some(reached) if reached.is_finite() => format!("{reached:.2}"),
+            Some(_) => "the incumbent hangs".into(),
+            None if hangs => "hangs".into(),
+            None => continue,
+        };
+        area.draw(&Text::new(value, (end + 4, from + 1), font(12)))?;
+    }
+    Ok(())
 }
 
 /// What a bar is about.
@@ -78,12 +113,12 @@ fn position(reached: f64) -> i32 {
     BARS.0 + (reached.clamp(0.0, MOST) / MOST * width) as i32
 }
 
-fn font() -> TextStyle<'static> {
-    ("sans-serif", 13).into_font().color(&BLACK)
+fn font(size: i32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&BLACK)
 }
 
-fn right() -> TextStyle<'static> {
-    font().pos(Pos::new(HPos::Right, VPos::Center))
+fn right(size: i32) -> TextStyle<'static> {
+    font(size).pos(Pos::new(HPos::Right, VPos::Center))
 }
 
 #[cfg(test)]
@@ -95,6 +130,6 @@ mod tests {
         assert_eq!(position(0.0), BARS.0);
         assert_eq!(position(-1.0), BARS.0);
         assert_eq!(position(MOST), BARS.1);
-        assert_eq!(position(1000.0), BARS.1);
+        assert_eq!(position(f64::INFINITY), BARS.1);
     }
 }
