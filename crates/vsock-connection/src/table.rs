@@ -62,6 +62,8 @@ type Ends = (VsockAddr, VsockAddr);
 pub struct Table<H> {
     entries: Slab<Entry<H>>,
     by_ends: HashMap<Ends, ConnectionId>,
+    /// The one found last: packets come in runs.
+    latest: Option<(Ends, ConnectionId)>,
     ready: VecDeque<ConnectionId>,
     timers: BTreeSet<(Instant, ConnectionId)>,
     limit: usize,
@@ -75,6 +77,7 @@ impl<H> Table<H> {
         Self {
             entries: Slab::new(),
             by_ends: HashMap::new(),
+            latest: None,
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             limit,
@@ -131,12 +134,21 @@ impl<H> Table<H> {
         };
         let id = id(self.entries.insert(entry), generation);
         self.by_ends.insert(ends, id);
+        self.latest = None;
         Ok(id)
     }
 
     /// The connection that a packet of the guest's belongs to.
-    pub fn find(&self, header: &Header) -> Option<ConnectionId> {
-        self.find_ends(header.dst, header.src)
+    pub fn find(&mut self, header: &Header) -> Option<ConnectionId> {
+        let ends = (header.dst, header.src);
+        if let Some((latest, id)) = self.latest
+            && latest == ends
+        {
+            return Some(id);
+        }
+        let id = self.find_ends(header.dst, header.src)?;
+        self.latest = Some((ends, id));
+        Some(id)
     }
 
     /// The connection between these ends.
@@ -162,6 +174,7 @@ impl<H> Table<H> {
             && *found.get() == id
         {
             found.remove();
+            self.latest = None;
         }
     }
 
@@ -290,6 +303,7 @@ mod tests {
         let id = table.insert(connection(1, Instant::now()), ()).unwrap();
         assert_eq!(table.find(&packet(1)), Some(id));
         assert_eq!(table.find(&packet(2)), None);
+        assert_eq!(table.find(&packet(1)), Some(id), "found again at once");
         table.forget(id);
         assert_eq!(table.find(&packet(1)), None);
         assert!(table.get_mut(id).is_some());
@@ -299,7 +313,9 @@ mod tests {
     fn forgetting_an_old_connection_leaves_a_new_one_with_the_same_ends() {
         let mut table = Table::new(10);
         let old = table.insert(connection(1, Instant::now()), ()).unwrap();
+        assert_eq!(table.find(&packet(1)), Some(old));
         let new = table.insert(connection(1, Instant::now()), ()).unwrap();
+        assert_eq!(table.find(&packet(1)), Some(new));
         table.remove(old);
         assert_eq!(table.find(&packet(1)), Some(new));
     }
