@@ -95,7 +95,25 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts the daemon and waits until each VM's sockets listen.
     pub(crate) fn start(program: &Path, vms: &[Vm], log: &Path) -> Result<Self> {
+        Self::start_with(Command::new(program), vms, log)
+    }
+
+    /// Starts the daemon so that it can be managed through a socket at `control`.
+    pub(crate) fn start_managed(
+        program: &Path,
+        vms: &[Vm],
+        control: &Path,
+        log: &Path,
+    ) -> Result<Self> {
         let mut command = Command::new(program);
+        command.arg("--control").arg(control);
+        let daemon = Self::start_with(command, vms, log)?;
+        let what = format!("the daemon to listen on {}", control.display());
+        wait::until(&what, START_DEADLINE, || Ok(listens(control).then_some(())))?;
+        Ok(daemon)
+    }
+
+    fn start_with(mut command: Command, vms: &[Vm], log: &Path) -> Result<Self> {
         command.env(
             "RUST_LOG",
             env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use guest_agent::script::Passage;
 
+use crate::ctl::Ctl;
 use crate::equipment::Equipment;
 use crate::hybrid::{self, Listener};
 use crate::kernel::Series;
@@ -22,6 +23,8 @@ use crate::talk::{Direction, Initiator};
 const GUEST: u32 = 3;
 /// The guest that only talks to the first.
 const SIBLING: u32 = 4;
+/// The guest that comes while the others run, and goes again.
+const NEWCOMER: u32 = 5;
 /// The group they share.
 const GROUP: &str = "demo";
 
@@ -49,13 +52,14 @@ pub(crate) fn run(series: Series, keep: bool) -> Result<()> {
     }
     guest_calls_host(&mut guests)?;
     host_calls_guest(&mut guests)?;
-    guest_calls_guest(&mut guests)?;
+    guest_calls_guest(&mut guests, GUEST, SIBLING)?;
     for direction in Direction::BOTH {
         bulk_with_host(&mut guests, direction)?;
     }
     for way in [Way::Forth, Way::Back] {
         bulk_between_guests(&mut guests, way)?;
     }
+    a_guest_comes_and_goes(&mut guests)?;
     say(format!(
         "done in {:.0} s: guests and host talk both ways, and the guests to each other",
         elapsed().as_secs_f64()
@@ -112,23 +116,48 @@ fn host_calls_guest(guests: &mut Siblings) -> Result<()> {
 }
 
 /// One guest calls the other, which answers with a word of its own.
-fn guest_calls_guest(guests: &mut Siblings) -> Result<()> {
+fn guest_calls_guest(guests: &mut Siblings, from: u32, to: u32) -> Result<()> {
     let port = guests.port();
-    let answer = format!("read line; echo $line and back from guest {SIBLING}");
+    let answer = format!("read line; echo $line and back from guest {to}");
     let serve = format!("socat VSOCK-LISTEN:{port} SYSTEM:'{answer}'");
-    let call =
-        format!("echo Hello from guest {GUEST} | socat -t9 - VSOCK-CONNECT:{SIBLING}:{port}");
+    let call = format!("echo Hello from guest {from} | socat -t9 - VSOCK-CONNECT:{to}:{port}");
     say("guest calls guest:");
-    detail(format!("guest {SIBLING}$ {serve}"));
-    detail(format!("guest {GUEST}$ {call}"));
-    let serving = guests.guest(SIBLING)?.run(&["sh", "-c", &serve])?;
+    detail(format!("guest {to}$ {serve}"));
+    detail(format!("guest {from}$ {call}"));
+    let serving = guests.guest(to)?.run(&["sh", "-c", &serve])?;
     let call = once_accepted(&call);
-    let calling = guests.guest(GUEST)?.run(&["sh", "-c", &call])?;
+    let calling = guests.guest(from)?.run(&["sh", "-c", &call])?;
     let answer = calling.success()?;
     let answer = answer.lines().last().unwrap_or_default();
-    detail(format!("guest {GUEST}: {answer}"));
+    detail(format!("guest {from}: {answer}"));
     serving.success()?;
     Ok(())
+}
+
+/// An operator adds a VM while the others run; its guest boots and calls one of them; the
+/// operator removes it.
+fn a_guest_comes_and_goes(guests: &mut Siblings) -> Result<()> {
+    let newcomer = guests.newcomer(NEWCOMER, GROUP);
+    say(format!(
+        "a guest comes while the others run, CID {NEWCOMER}:"
+    ));
+    detail(format!(
+        "host$ {}",
+        guests.ctl.line(&Ctl::adding(&newcomer))
+    ));
+    guests.add(newcomer)?;
+    guests.boot(&[NEWCOMER])?;
+    let list = vec!["list".into()];
+    detail(format!("host$ {}", guests.ctl.line(&list)));
+    for line in guests.ctl.run(&list)?.lines() {
+        detail(line);
+    }
+    guest_calls_guest(guests, NEWCOMER, GUEST)?;
+    say("and goes:");
+    let remove = Ctl::removing(NEWCOMER);
+    detail(format!("host$ {}", guests.ctl.line(&remove)));
+    guests.remove(NEWCOMER)?;
+    guests.kill(NEWCOMER)
 }
 
 fn read_line(reader: &mut impl BufRead) -> Result<String> {

@@ -15,6 +15,7 @@ mod accel;
 mod apt;
 mod bench;
 mod cpio;
+mod ctl;
 mod daemon;
 mod demo;
 mod equipment;

@@ -118,7 +118,18 @@ impl Qemu {
 
     /// Has QEMU carry out a QMP command, such as `system_reset`.
     pub(crate) fn execute(&mut self, command: &str) -> Result<()> {
-        self.qmp.execute(command)
+        self.qmp.execute(command).map(|_| ())
+    }
+
+    /// Whether the vhost-user socket is connected, as QEMU sees it.
+    pub(crate) fn has_device(&mut self) -> Result<bool> {
+        let answer = self.qmp.execute("query-chardev")?;
+        let mut devices = answer.as_array().into_iter().flatten();
+        let vsock = devices
+            .find(|device| device["label"] == "vsock")
+            .context("QEMU has no character device 'vsock'")?;
+        let name = vsock["filename"].as_str().unwrap_or_default();
+        Ok(!name.starts_with("disconnected:"))
     }
 
     /// Fails if QEMU has ended.

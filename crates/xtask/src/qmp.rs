@@ -30,8 +30,8 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Has QEMU carry out a command without arguments.
-    pub(crate) fn execute(&mut self, command: &str) -> Result<()> {
+    /// Has QEMU carry out a command without arguments, and returns its answer.
+    pub(crate) fn execute(&mut self, command: &str) -> Result<Value> {
         let line = format!("{}\n", json!({ "execute": command }));
         self.reader
             .get_mut()
@@ -45,8 +45,8 @@ impl Qmp {
                 bail!("QEMU refuses {command}: {error}");
             }
             // Anything else is an event.
-            if answer.get("return").is_some() {
-                return Ok(());
+            if let Some(result) = answer.get("return") {
+                return Ok(result.clone());
             }
         }
     }

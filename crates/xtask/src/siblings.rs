@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use guest_agent::protocol::Endpoint;
 use guest_agent::script::{Report, Step};
 
+use crate::ctl::Ctl;
 use crate::daemon::{Daemon, Vm};
 use crate::equipment::Equipment;
 use crate::guest::{BOOT_DEADLINE, Guest, Ongoing};
@@ -30,6 +31,7 @@ pub(crate) struct Plan {
 /// The first of the ports that conversations take in turn.
 const FIRST_PORT: u32 = 6000;
 const DAEMON_LOG: &str = "daemon.log";
+const CONTROL: &str = "control.sock";
 
 /// A daemon, and the guests that are up.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ pub(crate) struct Siblings {
     // Guests end before what they stand on, and the daemon before its directory.
     guests: BTreeMap<u32, Guest>,
     daemon: Daemon,
+    pub(crate) ctl: Ctl,
     vms: Vec<Vm>,
     cable: Option<(u32, u32)>,
     equipment: Equipment,
@@ -84,10 +87,12 @@ impl Siblings {
         let scratch = Scratch::new()?;
         let vm = |(cid, groups)| Vm::within(scratch.path(), cid).in_groups(groups);
         let vms: Vec<_> = vms.into_iter().map(vm).collect();
-        let daemon = Daemon::start(&equipment.daemon, &vms, &scratch.join(DAEMON_LOG))?;
+        let (control, log) = (scratch.join(CONTROL), scratch.join(DAEMON_LOG));
+        let daemon = Daemon::start_managed(&equipment.daemon, &vms, &control, &log)?;
         let mut siblings = Self {
             guests: BTreeMap::new(),
             daemon,
+            ctl: Ctl::new(&equipment.daemon, &control),
             vms,
             cable,
             equipment: equipment.clone(),
@@ -116,6 +121,30 @@ impl Siblings {
             self.guests.insert(cid, guest);
         }
         Ok(())
+    }
+
+    /// A VM that the daemon does not know yet.
+    pub(crate) fn newcomer(&self, cid: u32, groups: &'static str) -> Vm {
+        Vm::within(self.scratch.path(), cid).in_groups(groups)
+    }
+
+    /// Has the daemon serve one more VM.
+    pub(crate) fn add(&mut self, vm: Vm) -> Result<()> {
+        self.ctl.run(&Ctl::adding(&vm))?;
+        self.vms.push(vm);
+        Ok(())
+    }
+
+    /// Has the daemon serve a VM no more.
+    pub(crate) fn remove(&mut self, cid: u32) -> Result<()> {
+        self.ctl.run(&Ctl::removing(cid))?;
+        self.vms.retain(|vm| vm.cid != cid);
+        Ok(())
+    }
+
+    /// Whether the daemon serves a VM.
+    pub(crate) fn has(&self, cid: u32) -> bool {
+        self.vms.iter().any(|vm| vm.cid == cid)
     }
 
     /// Ends a guest's QEMU with SIGKILL.

@@ -16,6 +16,7 @@ mod kernel_benchmark;
 mod kernel_tests;
 mod leaving;
 mod life;
+mod managing;
 mod tools;
 
 use std::path::Path;
@@ -34,6 +35,8 @@ const LEFT: u32 = 4;
 const RIGHT: u32 = 5;
 /// A guest without a group.
 const ALONE: u32 = 6;
+/// A guest that the daemon does not know at the start.
+const NEWCOMER: u32 = 7;
 
 /// All cases, in their order: what takes guests apart comes last. What all their names
 /// begin with chooses them by `--filter`.
@@ -44,6 +47,7 @@ pub(super) fn cases() -> Vec<Case<Siblings>> {
     cases.extend(life::cases());
     cases.extend(tools::cases());
     cases.extend(groups::cases());
+    cases.extend(managing::cases());
     cases.extend(leaving::cases());
     for case in &mut cases {
         case.name.insert_str(0, "siblings: ");

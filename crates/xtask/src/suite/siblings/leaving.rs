@@ -12,7 +12,7 @@ use super::{Case, LEFT, MIDDLE};
 use crate::siblings::{Begun, Dialogue, Siblings};
 
 /// How soon a guest knows that its sibling is gone.
-const NEWS_DEADLINE: Duration = Duration::from_secs(1);
+pub(super) const NEWS_DEADLINE: Duration = Duration::from_secs(1);
 /// How a sender learns it.
 const BROKEN_PIPE: i32 = Errno::PIPE.raw_os_error();
 /// More than a transfer passes before it is interrupted.
@@ -48,7 +48,7 @@ fn stopped(siblings: &mut Siblings) -> Result<String> {
         listener: exchange(2, 1),
     })?;
     // One that is stopped takes no new connection.
-    transfer_both_ways(siblings).context("while the transfers begin")?;
+    transfer_both_ways(siblings, MIDDLE, LEFT).context("while the transfers begin")?;
     siblings.guest(LEFT)?.qemu.execute("stop")?;
     reaches_the_host(siblings, MIDDLE).context("while its sibling is stopped")?;
     siblings.guest(LEFT)?.qemu.execute("cont")?;
@@ -58,27 +58,48 @@ fn stopped(siblings: &mut Siblings) -> Result<String> {
 
 /// With a transfer under way in each direction.
 fn killed(siblings: &mut Siblings) -> Result<String> {
-    let sending = begin_endless(siblings, Way::Forth)?;
-    let receiving = begin_endless(siblings, Way::Back)?;
-    transfer_both_ways(siblings).context("while the transfers are under way")?;
+    let endless = Endless::begin(siblings, MIDDLE, LEFT)?;
+    transfer_both_ways(siblings, MIDDLE, LEFT).context("while the transfers are under way")?;
     let start = Instant::now();
     siblings.kill(LEFT)?;
-    let sender = sending.dialler.reports()?;
-    interrupted(&sender[0], |failure| failure.errno == Some(BROKEN_PIPE)).context("the sender")?;
-    let receiver = receiving.dialler.reports()?;
-    // Linux tells a reader of an RST as of an end.
-    interrupted(&receiver[0], |failure| failure.errno.is_none()).context("the receiver")?;
+    endless.dialler_is_interrupted()?;
     let took = start.elapsed();
     ensure!(
         took < NEWS_DEADLINE,
         "{took:?} passed until the sibling knew of it"
     );
     siblings.boot(&[LEFT]).context("boot the next sibling")?;
-    transfer_both_ways(siblings).context("with the next sibling")?;
+    transfer_both_ways(siblings, MIDDLE, LEFT).context("with the next sibling")?;
     Ok(format!("{:.0} ms", milliseconds(took)))
 }
 
-fn begin_endless(siblings: &mut Siblings, way: Way) -> Result<Begun> {
+/// A transfer under way in each direction that does not end by itself.
+pub(super) struct Endless {
+    sending: Begun,
+    receiving: Begun,
+}
+
+impl Endless {
+    /// One guest connects to the other, twice.
+    pub(super) fn begin(siblings: &mut Siblings, from: u32, to: u32) -> Result<Self> {
+        Ok(Self {
+            sending: begin_endless(siblings, from, to, Way::Forth)?,
+            receiving: begin_endless(siblings, from, to, Way::Back)?,
+        })
+    }
+
+    /// Waits until the guest that has connected knows that its peer is gone.
+    pub(super) fn dialler_is_interrupted(self) -> Result<()> {
+        let sender = self.sending.dialler.reports()?;
+        interrupted(&sender[0], |failure| failure.errno == Some(BROKEN_PIPE))
+            .context("the sender")?;
+        let receiver = self.receiving.dialler.reports()?;
+        // Linux tells a reader of an RST as of an end.
+        interrupted(&receiver[0], |failure| failure.errno.is_none()).context("the receiver")
+    }
+}
+
+fn begin_endless(siblings: &mut Siblings, from: u32, to: u32, way: Way) -> Result<Begun> {
     let sends = [BEGINNING, ENDLESS].map(|bytes| Step::Send(Send::new(bytes, 1)));
     let receives = [BEGINNING, ENDLESS].map(|bytes| Step::Receive(Receive::new(bytes, 1)));
     let (dialler, listener) = match way {
@@ -86,8 +107,8 @@ fn begin_endless(siblings: &mut Siblings, way: Way) -> Result<Begun> {
         _ => (receives.into(), sends.into()),
     };
     siblings.begin(&Dialogue {
-        from: MIDDLE,
-        to: LEFT,
+        from,
+        to,
         connections: 1,
         dialler,
         listener,
@@ -104,10 +125,11 @@ fn interrupted(report: &Report, by_end: fn(&Failure) -> bool) -> Result<()> {
     Ok(())
 }
 
-fn transfer_both_ways(siblings: &mut Siblings) -> Result<()> {
+/// A few megabytes each way, between two guests.
+pub(super) fn transfer_both_ways(siblings: &mut Siblings, from: u32, to: u32) -> Result<()> {
     let transfer = Transfer {
-        from: MIDDLE,
-        to: LEFT,
+        from,
+        to,
         way: Way::Both,
         bytes: 4 << 20,
         write_size: 64 << 10,
