@@ -26,13 +26,10 @@ pub(super) fn cases() -> Vec<Case<Siblings>> {
     vec![
         Case::new("a VM that is added boots and talks to a sibling", added),
         Case::new(
-            "other groups reset a connection, and the next is refused",
+            "other groups reset a connection and refuse the next",
             regrouped,
         ),
-        Case::new(
-            "a VM removed under load is gone for all, and comes back",
-            removed,
-        ),
+        Case::new("a VM removed under load leaves, and comes back", removed),
     ]
 }
 
