@@ -141,9 +141,12 @@ impl Port for RxPort {
     }
 
     fn notify(&self) {
-        if self.owed.swap(false, Ordering::Relaxed)
-            && let Some((ring, _)) = &self.lock().ring
-        {
+        if !self.owed.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        // Nothing is locked while the VMM's descriptor is written to.
+        let ring = self.lock().ring.as_ref().map(|(ring, _)| ring.clone());
+        if let Some(ring) = ring {
             ring.notify();
         }
     }

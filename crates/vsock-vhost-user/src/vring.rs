@@ -41,7 +41,7 @@ pub(crate) struct Vring {
 #[derive(Default)]
 struct Shared {
     kick: Mutex<Option<File>>,
-    call: Mutex<Option<File>>,
+    call: Mutex<Option<Arc<File>>>,
     idle_kicks: AtomicU32,
     fault: FaultCell,
 }
@@ -55,8 +55,9 @@ impl Vring {
     /// Notifies the driver. A VMM that does not read its call may miss that it is called
     /// for the 2^64th time, but holds up nobody.
     pub(crate) fn notify(&self) {
-        if let Some(call) = &*lock(&self.shared.call) {
-            signal(call);
+        let call = lock(&self.shared.call).clone();
+        if let Some(call) = call {
+            signal(&call);
         }
     }
 
@@ -179,7 +180,7 @@ impl VringT<SharedMemory> for Vring {
             Some(file) if !is_anonymous(&file) => (None, true),
             file => (file, false),
         };
-        *lock(&self.shared.call) = call;
+        *lock(&self.shared.call) = call.map(Arc::new);
         if others {
             self.shared.fault.note(Fault::CallType);
             // A kick of our own: the worker is to look, and find the fault.
