@@ -11,8 +11,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 ///
 /// Some drivers tell of their buffer only when asked, so whoever waits asks: once when it
 /// begins to wait, and again by a timer. News that changes nothing does not make it ask
-/// again, so two ends that wait for each other do not keep each other busy. A receiver known
-/// to tell by itself may be [left time](Self::defer) to do so.
+/// again, so two ends that wait for each other do not keep each other busy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CreditRequests(State);
 
@@ -35,17 +34,6 @@ impl CreditRequests {
             self.0 = State::Due { wait: FIRST_WAIT };
         }
         begins
-    }
-
-    /// The sender waits for a receiver that will tell by itself: a request is due only when
-    /// it has not for as long as a first request would have waited.
-    pub fn defer(&mut self, now: Instant) {
-        if self.0 == State::Idle {
-            self.0 = State::Waiting {
-                until: now + FIRST_WAIT,
-                wait: FIRST_WAIT / 2,
-            };
-        }
     }
 
     /// The request goes out.
@@ -89,24 +77,6 @@ impl CreditRequests {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn asks_a_receiver_that_will_tell_by_itself_only_when_it_has_not() {
-        let mut now = Instant::now();
-        let mut requests = CreditRequests::default();
-        requests.defer(now);
-        assert!(!requests.begin());
-        for wait in [20, 20, 40] {
-            now += Duration::from_millis(wait);
-            assert_eq!(requests.deadline(), Some(now));
-            assert!(requests.expire(now));
-            requests.sent(now);
-        }
-        requests.end();
-        requests.defer(now);
-        requests.end();
-        assert_eq!(requests.deadline(), None);
-    }
 
     #[test]
     fn asks_once_and_then_by_the_timer_with_growing_waits() {

@@ -477,7 +477,7 @@ impl Half {
         if self.state == State::Closing && self.window.delivered_bytes() != before {
             self.answer_deadline = Some(now + LINGER);
         }
-        if self.is_waiting() && self.window.wants_news(now) {
+        if self.is_waiting() && self.window.wants_news() {
             self.pending |= Pending::CREDIT_REQUEST;
         }
         match put {

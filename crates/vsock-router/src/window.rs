@@ -9,11 +9,6 @@ use vsock_packet::{CreditRequests, Header, Op, UnreadPackets};
 /// as this one, so that what may have to wait for a guest is bounded.
 pub(crate) const MAX_WINDOW: u32 = 4 << 20;
 
-/// So many times in a row a receiver tells unasked before it is trusted to do so whenever
-/// somebody waits. Asking one that tells anyway brings two answers, each of which wakes four
-/// threads.
-const TRUSTED: u8 = 16;
-
 /// The receiver's window, and what went into it.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
@@ -38,8 +33,6 @@ pub(crate) struct Window {
     asked: bool,
     /// Requests that went to it and that it has not answered.
     unanswered: u32,
-    /// How often it told unasked, since it last was silent while somebody waited.
-    unasked: u8,
 }
 
 impl Window {
@@ -59,9 +52,7 @@ impl Window {
         if was_read {
             // News that change nothing are no reason to ask again: two ends that both do
             // not read would keep each other busy.
-            if !std::mem::take(&mut self.asked) {
-                self.unasked = self.unasked.saturating_add(1);
-            }
+            self.asked = false;
         }
         if header.op == Op::CreditUpdate && !was_read && !is_answer {
             // Linux tells of every message that is read, also of an empty one.
@@ -126,17 +117,13 @@ impl Window {
 
     /// Whether the receiver is to be asked for news: somebody waits for them, or will
     /// soon, and nobody else asks. Linux never does.
-    pub(crate) fn wants_news(&mut self, now: Instant) -> bool {
-        let mut asks = !self.asked && self.unread.is_half_full(self.buf_alloc);
-        if self.is_full() {
-            if self.unasked >= TRUSTED {
-                self.requests.defer(now);
-            } else {
-                asks |= self.requests.begin();
-            }
+    pub(crate) fn wants_news(&mut self) -> bool {
+        if self.is_full() && self.requests.begin() {
+            return true;
         }
-        self.asked |= asks;
-        asks
+        let soon = !self.asked && self.unread.is_half_full(self.buf_alloc);
+        self.asked |= soon;
+        soon
     }
 
     /// A request goes to the receiver.
@@ -155,7 +142,6 @@ impl Window {
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let asks = self.requests.expire(now);
         if asks {
-            (self.asked, self.unasked) = (true, 0);
             // One that tells only when asked cannot tell of empty messages at all: it gets
             // them, if slowly.
             self.unread.read_empty(self.fwd_cnt.0);
@@ -238,11 +224,11 @@ mod tests {
         window.update_sender(1000);
         update(&mut window, 100_000, 0);
         assert!(window.sent(999));
-        assert!(!window.wants_news(Instant::now()));
+        assert!(!window.wants_news());
         assert!(window.sent(1));
-        assert!(window.wants_news(Instant::now()));
+        assert!(window.wants_news());
         update(&mut window, 100_000, 500);
-        assert!(!window.wants_news(Instant::now()));
+        assert!(!window.wants_news());
     }
 
     #[test]
@@ -253,56 +239,24 @@ mod tests {
             window.sent(1);
             window.delivered(1);
         }
-        assert!(window.wants_news(Instant::now()));
+        assert!(window.wants_news());
         update(&mut window, 8192, 0);
-        assert!(!window.wants_news(Instant::now()));
+        assert!(!window.wants_news());
         update(&mut window, 8192, 1);
         window.sent(1);
         window.delivered(1);
-        assert!(window.wants_news(Instant::now()));
-    }
-
-    /// Fills the window and reads all of it, `count` times.
-    fn fill_and_read(window: &mut Window, count: usize) {
-        for _ in 0..count {
-            update(window, 4096, window.tx_cnt.0);
-            assert!(window.sent(4096));
-            window.delivered(4096);
-        }
-    }
-
-    #[test]
-    fn asks_who_tells_unasked_only_when_it_has_been_silent() {
-        let mut now = Instant::now();
-        let mut window = Window::default();
-        fill_and_read(&mut window, 1 + usize::from(TRUSTED));
-        assert!(!window.wants_news(now));
-        now = window.deadline().unwrap();
-        assert!(window.expire(now));
-        fill_and_read(&mut window, 2);
-        assert!(window.wants_news(now), "it is not trusted any more");
-    }
-
-    #[test]
-    fn who_tells_only_when_asked_is_asked_at_once_for_ever() {
-        let now = Instant::now();
-        let mut window = Window::default();
-        for _ in 0..1000 {
-            fill_and_read(&mut window, 1);
-            assert!(window.wants_news(now));
-            window.asked(now);
-        }
+        assert!(window.wants_news());
     }
 
     #[test]
     fn asks_for_news_when_somebody_waits_and_when_half_of_the_packets_are_unread() {
         let mut window = Window::default();
         update(&mut window, 4096, 0);
-        assert!(!window.wants_news(Instant::now()));
+        assert!(!window.wants_news());
         for expected in [false, true, false, true, false] {
             window.sent(1);
             window.delivered(1);
-            assert_eq!(window.wants_news(Instant::now()), expected);
+            assert_eq!(window.wants_news(), expected);
         }
     }
 }
