@@ -210,14 +210,6 @@ impl Options {
             let vms = self.vm.iter().map(|text| vm_option::parse(text));
             vms.collect::<Result<_, _>>()?
         };
-        if vms.is_empty() && control.is_none() {
-            return Err(Mistake::new(
-                "command line",
-                "no VM",
-                "give --guest-cid, --socket and --uds-path, or --vm, or --config, or --control \
-                 (see --help)",
-            ));
-        }
         Ok(Job {
             vms,
             config: None,

@@ -95,6 +95,9 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
     let activation = Activation::from_env()?;
     let relay = take_inherited(&mut vms)?;
     let (control, listener) = activation.control(control)?;
+    if vms.is_empty() && config.is_none() && control.is_none() {
+        return Err(nothing_to_do().into());
+    }
     let claim = control_claim(control.as_ref(), listener.is_some())?;
     claim
         .iter()
@@ -140,6 +143,15 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
     }
     info!("ended");
     Ok(())
+}
+
+fn nothing_to_do() -> Mistake {
+    Mistake::new(
+        "command line",
+        "no VM",
+        "give --guest-cid, --socket and --uds-path, or --vm, or --config, or --control \
+         (see --help)",
+    )
 }
 
 fn control_socket(

@@ -5,6 +5,7 @@
 
 pub(crate) mod http;
 pub(crate) mod refusal;
+pub(crate) mod schema;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -135,10 +136,15 @@ impl Daemon {
         self.log.try_iter().collect()
     }
 
+    /// Sends a signal to the daemon.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
     /// Sends a signal to the daemon and waits for its end; returns the exit code, `None`
     /// if the signal killed it.
     pub(crate) fn end(self, signal: Signal) -> Option<i32> {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        self.signal(signal);
         self.wait()
     }
 
