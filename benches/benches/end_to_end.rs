@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tempfile::TempDir;
 use vsock_packet::{GuestCid, VsockAddr};
-use vsock_testkit::host::Service;
-use vsock_testkit::{Guest, Setup};
+use vsock_testkit::host::{HostListener, Service};
+use vsock_testkit::{Guest, Setup, State};
 use vsock_vhost_user::{GuestConfig, Server};
 
 const PORT: u32 = 1024;
+const OTHER_PORT: u32 = 1025;
 const SIZES: [usize; 3] = [1, 4 << 10, 64 << 10];
 
 /// A server, and where its guests' sockets are.
@@ -56,9 +57,12 @@ fn host(criterion: &mut Criterion) {
         });
     }
     group.finish();
+    // The service keeps its connections to the end: this one lets them go.
+    let listener = HostListener::bind(&uds, OTHER_PORT).unwrap();
     criterion.bench_function("end to end/connect and close", |bencher| {
         bencher.iter(|| {
-            let stream = guest.connect(PORT).unwrap();
+            let stream = guest.connect(OTHER_PORT).unwrap();
+            drop(listener.accept().unwrap());
             guest.close(stream).unwrap();
         });
     });
@@ -71,6 +75,10 @@ fn siblings(criterion: &mut Criterion) {
     let peer = VsockAddr::new(other.cid(), PORT);
     let out = one.start_connect(peer).unwrap();
     let into = other.accept(PORT).unwrap();
+    one.wait_until("the RESPONSE", |one| {
+        one.stream(out).state() == State::Established
+    })
+    .unwrap();
     let mut group = criterion.benchmark_group("end to end/to a sibling, bytes");
     for size in SIZES {
         let bytes = vec![1; size];

@@ -41,11 +41,11 @@ pub(crate) fn svg(outcome: &Outcome) -> Result<String> {
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         area.fill(&WHITE)?;
         legend(&area)?;
+        let target = [(position(1.0), HEAD - 6), (position(1.0), height)];
+        area.draw(&PathElement::new(target, TARGET.stroke_width(2)))?;
         for (line, top) in lines.iter().zip((HEAD..).step_by(ROW as usize)) {
             bars(&area, line, top)?;
         }
-        let target = [(position(1.0), HEAD - 6), (position(1.0), height)];
-        area.draw(&PathElement::new(target, TARGET.stroke_width(2)))?;
         area.present()?;
     }
     Ok(svg)
