@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vsock_packet::Cid;
+
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// The charge for payload that waits: to its sender in all, and to the sender at this
 /// receiver.

@@ -3,7 +3,6 @@
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use vsock_packet::{Cid, Header, Op, RawHeader};
@@ -13,6 +12,7 @@ use crate::flow::{Delivered, Ends, Half, Violation};
 use crate::member::Member;
 use crate::port::{Packet, Receiver};
 use crate::router::Refusal;
+use crate::sync::atomic::AtomicUsize;
 
 /// The flows that lead to a member.
 #[derive(Default)]

@@ -203,6 +203,7 @@ mod port;
 mod record;
 mod router;
 mod switch;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod window;

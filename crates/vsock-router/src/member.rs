@@ -1,8 +1,7 @@
 //! A guest of a switch: the flows that lead to it, and its hand on those that do not.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use vsock_packet::{Cid, Features, Header, RawHeader, SocketType, VsockAddr};
@@ -14,6 +13,8 @@ use crate::port::{Packet, Port};
 use crate::record::{ConnectionId, ConnectionKind, Recorder, SiblingConnection};
 use crate::router::Refusal;
 use crate::switch::{Groups, Limits};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// A guest of a [`Switch`](crate::Switch).
 ///

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 
 use vsock_packet::{SocketType, VsockAddr};
+
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// A connection's number: never given twice by the same [`Recorder`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -1,7 +1,7 @@
 //! The guests that may reach each other.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use thiserror::Error;
@@ -11,6 +11,7 @@ use crate::member::Member;
 use crate::port::Port;
 use crate::record::Recorder;
 use crate::router::{Refusal, Request, Route, Router};
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The names of the groups a guest is in.
 pub type Groups = BTreeSet<String>;

@@ -1,5 +1,7 @@
 //! Scenarios of a switch with guests that are nothing but RX queues.
 
+#![cfg(not(shuttle))]
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

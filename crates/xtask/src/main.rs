@@ -14,6 +14,7 @@
 mod accel;
 mod apt;
 mod bench;
+mod checks;
 mod cpio;
 mod ctl;
 mod daemon;
@@ -81,6 +82,10 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Runs what the guests' workers share in many orders of their steps.
+    Interleavings,
+    /// Runs the crates without system calls under Miri, with a nightly toolchain.
+    Miri,
     /// Runs every check and test, with real guests at the end.
     Test {
         /// Leaves the real guests out.
@@ -129,6 +134,8 @@ fn perform(task: Task) -> Result<()> {
             target,
             keep,
         }),
+        Task::Interleavings => checks::interleavings(),
+        Task::Miri => checks::miri(),
         Task::Test {
             skip_guests,
             only_guests,
