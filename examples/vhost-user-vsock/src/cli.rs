@@ -47,7 +47,8 @@ struct Options {
 
     /// One VM, of several: guest-cid=CID,socket=PATH,uds-path=PATH, and as needed
     /// groups=NAME+NAME, host-cids=CID+CID, queue-size=N, tx-buffer-size=BYTES,
-    /// max-connections=N, max-backlog=BYTES
+    /// max-connections=N, max-backlog=BYTES, max-buffered=BYTES, max-handshakes=N,
+    /// max-bytes-per-second=BYTES, max-requests-per-second=N
     #[arg(long, value_name = "KEY=VALUE,...")]
     vm: Vec<String>,
 
@@ -115,6 +116,26 @@ pub(crate) struct PolicyOptions {
     /// 1073741824 [default: 67108864]
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     pub(crate) max_backlog: Option<String>,
+
+    /// Bytes that may be kept for all host applications that do not read, from 262144 to
+    /// 68719476736 [default: 268435456]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) max_buffered: Option<String>,
+
+    /// Host applications that may be about to say which port they want, from 1 to 4096
+    /// [default: 128]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) max_handshakes: Option<String>,
+
+    /// Bytes the guest may send in a second, and the host may send to it, from 65536 to
+    /// 1099511627776, or 0 for any amount [default: 0]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) max_bytes_per_second: Option<String>,
+
+    /// Connections the guest may ask for in a second, from 1 to 1000000, or 0 for any
+    /// number [default: 0]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) max_requests_per_second: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -242,6 +263,16 @@ impl Options {
             ("--tx-buffer-size", self.policy.tx_buffer_size.is_some()),
             ("--max-connections", self.policy.max_connections.is_some()),
             ("--max-backlog", self.policy.max_backlog.is_some()),
+            ("--max-buffered", self.policy.max_buffered.is_some()),
+            ("--max-handshakes", self.policy.max_handshakes.is_some()),
+            (
+                "--max-bytes-per-second",
+                self.policy.max_bytes_per_second.is_some(),
+            ),
+            (
+                "--max-requests-per-second",
+                self.policy.max_requests_per_second.is_some(),
+            ),
         ];
         given
             .iter()
@@ -284,6 +315,16 @@ impl PolicyOptions {
             tx_buffer_size: number("tx-buffer-size", self.tx_buffer_size.as_deref())?,
             max_connections: number("max-connections", self.max_connections.as_deref())?,
             max_backlog: number("max-backlog", self.max_backlog.as_deref())?,
+            max_buffered: number("max-buffered", self.max_buffered.as_deref())?,
+            max_handshakes: number("max-handshakes", self.max_handshakes.as_deref())?,
+            max_bytes_per_second: number(
+                "max-bytes-per-second",
+                self.max_bytes_per_second.as_deref(),
+            )?,
+            max_requests_per_second: number(
+                "max-requests-per-second",
+                self.max_requests_per_second.as_deref(),
+            )?,
             ..Settings::default()
         })
     }
@@ -343,10 +384,16 @@ mod tests {
             "--tx-buffer-size=65536",
             "--max-connections=10",
             "--max-backlog=1048576",
+            "--max-buffered=2097152",
+            "--max-handshakes=5",
+            "--max-bytes-per-second=65536",
+            "--max-requests-per-second=7",
         ]);
         let vm = vm_option::parse(
             "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,groups=a+b,host-cids=4+5,\
-             queue-size=256,tx-buffer-size=65536,max-connections=10,max-backlog=1048576",
+             queue-size=256,tx-buffer-size=65536,max-connections=10,max-backlog=1048576,\
+             max-buffered=2097152,max-handshakes=5,max-bytes-per-second=65536,\
+             max-requests-per-second=7",
         );
         let Ok(Request::Serve(single)) = single else {
             panic!("{single:?}")

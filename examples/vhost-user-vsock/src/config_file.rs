@@ -210,6 +210,10 @@ mod tests {
             tx_buffer_size = 65536
             max_connections = 10
             max_backlog = 1048576
+            max_buffered = 2097152
+            max_handshakes = 5
+            max_bytes_per_second = 65536
+            max_requests_per_second = 7
 
             [[vm]]
             guest_cid = 4
@@ -219,7 +223,9 @@ mod tests {
         );
         let options = [
             "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,groups=a+b,host-cids=5+6,\
-             queue-size=256,tx-buffer-size=65536,max-connections=10,max-backlog=1048576",
+             queue-size=256,tx-buffer-size=65536,max-connections=10,max-backlog=1048576,\
+             max-buffered=2097152,max-handshakes=5,max-bytes-per-second=65536,\
+             max-requests-per-second=7",
             "guest-cid=4,socket=/run/4.sock,uds-path=/run/4.vsock",
         ];
         let vms = Config::read(&path).unwrap().vms.into_iter();

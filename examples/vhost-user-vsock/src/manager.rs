@@ -396,7 +396,13 @@ fn changes(from: &Vm, to: &Vm) -> Changes {
         tx_buffer_size: changed(&from.tx_buffer_size, &to.tx_buffer_size),
         max_connections: changed(&from.max_connections, &to.max_connections),
         max_backlog: changed(&from.max_backlog, &to.max_backlog),
-        ..Changes::default()
+        max_buffered: changed(&from.max_buffered, &to.max_buffered),
+        max_handshakes: changed(&from.max_handshakes, &to.max_handshakes),
+        max_bytes_per_second: changed(&from.max_bytes_per_second, &to.max_bytes_per_second),
+        max_requests_per_second: changed(
+            &from.max_requests_per_second,
+            &to.max_requests_per_second,
+        ),
     }
 }
 

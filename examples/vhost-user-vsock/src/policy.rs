@@ -36,6 +36,32 @@ const MAX_BACKLOG: Limit = Limit {
     unit: " bytes",
 };
 
+/// From one buffer of the usual size to what no host should keep for a single guest.
+const MAX_BUFFERED: Limit = Limit {
+    key: "max-buffered",
+    bounds: 262_144..=1 << 36,
+    unit: " bytes",
+};
+
+const MAX_HANDSHAKES: Limit = Limit {
+    key: "max-handshakes",
+    bounds: 1..=4096,
+    unit: "",
+};
+
+/// From one packet a second; nothing moves faster than a tebibyte a second.
+const MAX_BYTES_PER_SECOND: Limit = Limit {
+    key: "max-bytes-per-second",
+    bounds: 65_536..=1 << 40,
+    unit: " bytes, or 0 for any amount",
+};
+
+const MAX_REQUESTS_PER_SECOND: Limit = Limit {
+    key: "max-requests-per-second",
+    bounds: 1..=1_000_000,
+    unit: ", or 0 for any number",
+};
+
 /// The settings of a VM that may be changed while it is served.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Policy {
@@ -44,6 +70,10 @@ pub(crate) struct Policy {
     pub(crate) tx_buffer_size: u32,
     pub(crate) max_connections: usize,
     pub(crate) max_backlog: usize,
+    pub(crate) max_buffered: usize,
+    pub(crate) max_handshakes: usize,
+    pub(crate) max_bytes_per_second: Option<u64>,
+    pub(crate) max_requests_per_second: Option<u64>,
 }
 
 impl Default for Policy {
@@ -54,6 +84,10 @@ impl Default for Policy {
             tx_buffer_size: GuestConfig::DEFAULT_TX_BUFFER_SIZE,
             max_connections: GuestConfig::DEFAULT_MAX_CONNECTIONS,
             max_backlog: GuestConfig::DEFAULT_MAX_BACKLOG,
+            max_buffered: GuestConfig::DEFAULT_MAX_BUFFERED,
+            max_handshakes: GuestConfig::DEFAULT_MAX_HANDSHAKES,
+            max_bytes_per_second: None,
+            max_requests_per_second: None,
         }
     }
 }
@@ -87,11 +121,41 @@ impl Policy {
                 self.max_connections,
             )?,
             max_backlog: MAX_BACKLOG.number(origin, settings.max_backlog, self.max_backlog)?,
+            max_buffered: MAX_BUFFERED.number(origin, settings.max_buffered, self.max_buffered)?,
+            max_handshakes: MAX_HANDSHAKES.number(
+                origin,
+                settings.max_handshakes,
+                self.max_handshakes,
+            )?,
+            max_bytes_per_second: MAX_BYTES_PER_SECOND.rate(
+                origin,
+                settings.max_bytes_per_second,
+                self.max_bytes_per_second,
+            )?,
+            max_requests_per_second: MAX_REQUESTS_PER_SECOND.rate(
+                origin,
+                settings.max_requests_per_second,
+                self.max_requests_per_second,
+            )?,
         })
     }
 }
 
 impl Limit {
+    /// The rate `value`, of which 0 is none, or `otherwise` when there is none.
+    fn rate(
+        &self,
+        origin: &Origin,
+        value: Option<u64>,
+        otherwise: Option<u64>,
+    ) -> Result<Option<u64>, Mistake> {
+        match value {
+            None => Ok(otherwise),
+            Some(0) => Ok(None),
+            value => self.number(origin, value, 0).map(Some),
+        }
+    }
+
     /// The number `value`, or `otherwise` when there is none.
     fn number<N: TryFrom<u64>>(
         &self,

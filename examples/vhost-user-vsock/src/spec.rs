@@ -56,6 +56,14 @@ pub(crate) struct Settings {
     pub(crate) max_connections: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_backlog: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_buffered: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_handshakes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_bytes_per_second: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_requests_per_second: Option<u64>,
 }
 
 /// Where a VM was written down.

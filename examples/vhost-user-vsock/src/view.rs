@@ -57,6 +57,12 @@ pub(crate) struct VmView {
     pub(crate) tx_buffer_size: u32,
     pub(crate) max_connections: usize,
     pub(crate) max_backlog: usize,
+    pub(crate) max_buffered: usize,
+    pub(crate) max_handshakes: usize,
+    /// 0 for any amount.
+    pub(crate) max_bytes_per_second: u64,
+    /// 0 for any number.
+    pub(crate) max_requests_per_second: u64,
     /// Who described it: `options`, `config` or `control`.
     pub(crate) source: String,
     /// `waiting`, `running` or `paused`.
@@ -78,6 +84,10 @@ impl VmView {
             tx_buffer_size: guest.tx_buffer_size,
             max_connections: guest.max_connections,
             max_backlog: guest.max_backlog,
+            max_buffered: guest.max_buffered,
+            max_handshakes: guest.max_handshakes,
+            max_bytes_per_second: guest.max_bytes_per_second.unwrap_or(0),
+            max_requests_per_second: guest.max_requests_per_second.unwrap_or(0),
             source: source(&vm.origin).to_owned(),
             state: state(guest.state).to_owned(),
             connections: guest.connections,

@@ -114,6 +114,10 @@ impl Vm {
             tx_buffer_size: policy.tx_buffer_size,
             max_connections: policy.max_connections,
             max_backlog: policy.max_backlog,
+            max_buffered: policy.max_buffered,
+            max_handshakes: policy.max_handshakes,
+            max_bytes_per_second: policy.max_bytes_per_second,
+            max_requests_per_second: policy.max_requests_per_second,
             ..GuestConfig::new(self.cid, "", &self.uds_path)
         })
     }
@@ -126,7 +130,9 @@ impl Vm {
         };
         format!(
             "serving CID {}: socket {socket}, uds-path {}, groups {}, host-cids {}, \
-             queue-size {}, tx-buffer-size {}, max-connections {}, max-backlog {}",
+             queue-size {}, tx-buffer-size {}, max-connections {}, max-backlog {}, \
+             max-buffered {}, max-handshakes {}, max-bytes-per-second {}, \
+             max-requests-per-second {}",
             self.cid,
             self.uds_path.display(),
             list(&self.policy.groups),
@@ -135,6 +141,10 @@ impl Vm {
             self.policy.tx_buffer_size,
             self.policy.max_connections,
             self.policy.max_backlog,
+            self.policy.max_buffered,
+            self.policy.max_handshakes,
+            self.policy.max_bytes_per_second.unwrap_or(0),
+            self.policy.max_requests_per_second.unwrap_or(0),
         )
     }
 }

@@ -7,7 +7,8 @@ use crate::mistake::Mistake;
 use crate::spec::{Origin, Settings, VmSpec, split_groups};
 
 const KEYS: &str = "guest-cid, socket, uds-path, groups, host-cids, queue-size, tx-buffer-size, \
-                    max-connections, max-backlog";
+                    max-connections, max-backlog, max-buffered, max-handshakes, \
+                    max-bytes-per-second, max-requests-per-second";
 
 /// Reads the text of one `--vm`.
 ///
@@ -49,6 +50,12 @@ fn set(settings: &mut Settings, origin: &Origin, key: &str, value: &str) -> Resu
         "tx-buffer-size" => settings.tx_buffer_size = Some(origin.number(key, value)?),
         "max-connections" => settings.max_connections = Some(origin.number(key, value)?),
         "max-backlog" => settings.max_backlog = Some(origin.number(key, value)?),
+        "max-buffered" => settings.max_buffered = Some(origin.number(key, value)?),
+        "max-handshakes" => settings.max_handshakes = Some(origin.number(key, value)?),
+        "max-bytes-per-second" => settings.max_bytes_per_second = Some(origin.number(key, value)?),
+        "max-requests-per-second" => {
+            settings.max_requests_per_second = Some(origin.number(key, value)?);
+        }
         _ => {
             return Err(Mistake::new(
                 origin.setting(key, value),
@@ -69,7 +76,8 @@ mod tests {
         let spec = parse(
             "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,\
              groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,max-connections=10,\
-             max-backlog=1048576",
+             max-backlog=1048576,max-buffered=2097152,max-handshakes=5,\
+             max-bytes-per-second=65536,max-requests-per-second=7",
         )
         .unwrap();
         assert_eq!(
@@ -85,6 +93,10 @@ mod tests {
                 tx_buffer_size: Some(65536),
                 max_connections: Some(10),
                 max_backlog: Some(1 << 20),
+                max_buffered: Some(2 << 20),
+                max_handshakes: Some(5),
+                max_bytes_per_second: Some(65536),
+                max_requests_per_second: Some(7),
             }
         );
     }

@@ -97,19 +97,23 @@ fn a_file_says_the_same_as_options() {
     let text = format!(
         "[[vm]]\nguest_cid = 3\nsocket = \"{name}/3.sock\"\nuds_path = \"{name}/3.vsock\"\n\
          groups = [\"a\", \"b\"]\nhost_cids = [4, 5]\nqueue_size = 256\n\
-         tx_buffer_size = 65536\nmax_connections = 10\nmax_backlog = 1048576\n"
+         tx_buffer_size = 65536\nmax_connections = 10\nmax_backlog = 1048576\n\
+         max_buffered = 2097152\nmax_handshakes = 5\nmax_bytes_per_second = 65536\n\
+         max_requests_per_second = 7\n"
     );
     fs::write(&config, text).unwrap();
     let text = config.to_str().unwrap();
     let from_file = served(&["--config", text]);
     let vm = format!(
         "{},groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,\
-         max-connections=10,max-backlog=1048576",
+         max-connections=10,max-backlog=1048576,max-buffered=2097152,max-handshakes=5,\
+         max-bytes-per-second=65536,max-requests-per-second=7",
         vm(dir.path(), 3)
     );
     assert_eq!(from_file, served(&["--vm", &vm]));
     let says = "groups a+b, host-cids 4+5, queue-size 256, tx-buffer-size 65536, \
-                max-connections 10, max-backlog 1048576";
+                max-connections 10, max-backlog 1048576, max-buffered 2097152, \
+                max-handshakes 5, max-bytes-per-second 65536, max-requests-per-second 7";
     assert!(from_file.contains(says), "{from_file}");
 }
 

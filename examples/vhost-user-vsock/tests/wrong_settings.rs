@@ -45,6 +45,21 @@ const WRONG_SETTINGS: &[WrongSetting] = &[
     wrong("max-connections", "65537", &["choose from 1 to 65536"]),
     wrong("max-backlog", "65535", &["choose from 65536 to"]),
     wrong("max-backlog", "1073741825", &["to 1073741824 bytes"]),
+    wrong("max-buffered", "262143", &["choose from 262144 to"]),
+    wrong("max-buffered", "68719476737", &["to 68719476736 bytes"]),
+    wrong("max-handshakes", "0", &["choose from 1 to 4096"]),
+    wrong("max-handshakes", "4097", &["choose from 1 to 4096"]),
+    wrong(
+        "max-bytes-per-second",
+        "65535",
+        &["choose from 65536 to", "or 0 for any amount"],
+    ),
+    wrong(
+        "max-bytes-per-second",
+        "1099511627777",
+        &["to 1099511627776 bytes"],
+    ),
+    wrong("max-requests-per-second", "1000001", &["from 1 to 1000000"]),
     wrong("host-cids", "0", &["0 is reserved", "from 3 to"]),
     wrong(
         "host-cids",
@@ -197,6 +212,10 @@ fn refuses_what_is_no_number() {
         "tx-buffer-size",
         "max-connections",
         "max-backlog",
+        "max-buffered",
+        "max-handshakes",
+        "max-bytes-per-second",
+        "max-requests-per-second",
     ] {
         for value in [
             "",

@@ -69,13 +69,20 @@ fn vm(vm: VmView) -> String {
         ("tx-buffer-size", vm.tx_buffer_size.to_string()),
         ("max-connections", vm.max_connections.to_string()),
         ("max-backlog", vm.max_backlog.to_string()),
+        ("max-buffered", vm.max_buffered.to_string()),
+        ("max-handshakes", vm.max_handshakes.to_string()),
+        ("max-bytes-per-second", vm.max_bytes_per_second.to_string()),
+        (
+            "max-requests-per-second",
+            vm.max_requests_per_second.to_string(),
+        ),
     ];
     let settings = settings.map(|(name, value)| (name.to_owned(), value));
     let counters = vm.counters.into_iter();
     let counters = counters.map(|(name, value)| (name.replace('_', "-"), value.to_string()));
     let lines = settings.into_iter().chain(counters);
     lines
-        .map(|(name, value)| format!("{name:<20} {value}\n"))
+        .map(|(name, value)| format!("{name:<24} {value}\n"))
         .collect()
 }
 
