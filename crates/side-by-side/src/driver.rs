@@ -5,12 +5,14 @@
 //! indirect table where the device offers it. Payload has no meaning and is not touched.
 
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use vhost::{VhostBackend, VringConfigData};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vsock_packet::{HEADER_LEN, Header, RawHeader};
 use vsock_testkit::{Memory, VhostUser, feature, queue};
@@ -54,11 +56,15 @@ pub(crate) struct Driver {
     tx_free: Vec<u16>,
     indirect: bool,
     kicks: [EventFd; 2],
+    /// Has `call` to wait for.
+    waiting: Epoll,
     call: Arc<EventFd>,
     stopped: Arc<AtomicBool>,
     vhost_user: VhostUser,
 }
 
+/// No deadline, as epoll has it.
+const FOR_EVER: i32 = -1;
 /// Where a TX slot's indirect table lies in it.
 const TABLE: usize = 64;
 /// Where a TX slot's payload lies in it.
@@ -78,6 +84,10 @@ impl Driver {
         );
         vhost_user.share_memory()?;
         let nonblocking = || EventFd::new(EFD_NONBLOCK).context("eventfd");
+        let call = Arc::new(nonblocking()?);
+        let waiting = Epoll::new().context("epoll")?;
+        let event = EpollEvent::new(EventSet::IN, 0);
+        waiting.ctl(ControlOperation::Add, call.as_raw_fd(), event)?;
         let mut driver = Self {
             rx: Ring::new(&memory),
             tx: Ring::new(&memory),
@@ -87,7 +97,8 @@ impl Driver {
             tx_free: Vec::new(),
             indirect: negotiated & feature::INDIRECT_DESC != 0,
             kicks: [nonblocking()?, nonblocking()?],
-            call: Arc::new(EventFd::new(0).context("eventfd")?),
+            waiting,
+            call,
             stopped: Arc::default(),
             vhost_user,
         };
@@ -241,8 +252,13 @@ impl Driver {
 
     /// Waits for a notification of the device, or to be stopped.
     pub(crate) fn wait_for_call(&self) -> Result<()> {
-        match self.call.read() {
-            Err(error) if error.kind() != ErrorKind::Interrupted => {
+        // As QEMU has them, these do not wait by themselves.
+        let mut event = [EpollEvent::default()];
+        let waited = self.waiting.wait(FOR_EVER, &mut event);
+        match waited.and_then(|_| self.call.read()) {
+            Err(error)
+                if !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) =>
+            {
                 Err(error).context("wait for the device")
             }
             _ => Ok(()),

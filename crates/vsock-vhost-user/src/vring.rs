@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::fstatfs;
+use rustix::fs::{OFlags, fcntl_getfl, fstatfs};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, read, write};
 use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error as QueueError;
@@ -41,7 +41,7 @@ pub(crate) struct Vring {
 #[derive(Default)]
 struct Shared {
     kick: Mutex<Option<File>>,
-    call: Mutex<Option<Arc<File>>>,
+    call: Mutex<Option<Arc<Call>>>,
     idle_kicks: AtomicU32,
     fault: FaultCell,
 }
@@ -57,7 +57,7 @@ impl Vring {
     pub(crate) fn notify(&self) {
         let call = lock(&self.shared.call).clone();
         if let Some(call) = call {
-            signal(&call);
+            call.signal();
         }
     }
 
@@ -98,6 +98,29 @@ impl Vring {
     }
 }
 
+/// What notifies the driver.
+struct Call {
+    eventfd: File,
+    /// The VMM has it so that a write waits while the counter is full.
+    may_block: bool,
+}
+
+impl Call {
+    fn new(eventfd: File) -> Self {
+        let may_block = fcntl_getfl(&eventfd).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK));
+        Self { eventfd, may_block }
+    }
+
+    fn signal(&self) {
+        if self.may_block {
+            signal(&self.eventfd);
+        } else {
+            // A VMM that gives us what cannot be written has chosen not to be notified.
+            let _ = write(&self.eventfd, &1u64.to_ne_bytes());
+        }
+    }
+}
+
 /// Reads an eventfd without waiting, whether it would block or not. `false` when there is
 /// nothing to read.
 fn read_now(file: &File) -> Result<bool, Errno> {
@@ -127,7 +150,6 @@ fn read_now(file: &File) -> Result<bool, Errno> {
 /// wait for it by reading; and the VMM could change it back.
 fn signal(eventfd: &File) {
     if is_ready(eventfd, PollFlags::OUT) {
-        // A VMM that gives us what cannot be written has chosen not to be notified.
         let _ = write(eventfd, &1u64.to_ne_bytes());
     }
 }
@@ -180,7 +202,7 @@ impl VringT<SharedMemory> for Vring {
             Some(file) if !is_anonymous(&file) => (None, true),
             file => (file, false),
         };
-        *lock(&self.shared.call) = call.map(Arc::new);
+        *lock(&self.shared.call) = call.map(|call| Arc::new(Call::new(call)));
         if others {
             self.shared.fault.note(Fault::CallType);
             // A kick of our own: the worker is to look, and find the fault.
