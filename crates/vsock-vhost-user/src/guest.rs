@@ -193,8 +193,9 @@ impl Service {
         let mut daemon = VhostUserDaemon::new(name, Arc::clone(backend), memory.clone())?;
         lock(&self.worker).begin_session(memory, Arc::clone(&self.stop));
         let result = self.serve_with(&mut daemon);
-        self.stop.forget_session();
+        // In this order: until its end the worker may condemn the session, not the next one.
         lock(&self.worker).end_session();
+        self.stop.forget_session();
         result
     }
 
