@@ -12,7 +12,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use thiserror::Error;
 use tracing::{info, warn};
@@ -74,7 +74,7 @@ impl Failure {
 /// One VM as it is now, and who described it.
 #[derive(Debug)]
 pub(crate) struct VmStatus {
-    pub(crate) vm: Vm,
+    pub(crate) vm: Arc<Vm>,
     pub(crate) guest: GuestStatus,
 }
 
@@ -200,7 +200,7 @@ impl Manager {
         let vm = Vm::parse(spec)?;
         let cid = vm.cid;
         let now = lock(&self.vms).clone();
-        now.clone().admit(vm.clone())?;
+        now.refuse(&vm)?;
         now.examine([&vm], Allow::Dead)?;
         self.take(&Step::Add(vm))?;
         self.vm(cid)
@@ -216,12 +216,13 @@ impl Manager {
         let mut others = lock(&self.vms).clone();
         let from = others.remove(cid).ok_or(Failure::NoSuchVm(cid))?;
         let origin = Origin::Request(cid.cid().into());
+        let from = Arc::unwrap_or_clone(from);
         let mut to = from.clone();
         to.policy = to.policy.with(&origin, cid, settings)?;
         // Who reads of a conflict is to read of this request.
         let mut tested = to.clone();
         tested.origin = origin;
-        others.admit(tested)?;
+        others.refuse(&tested)?;
         self.take(&Step::Change {
             from: Box::new(from),
             to: Box::new(to),
@@ -238,7 +239,7 @@ impl Manager {
         let _changing = lock(&self.changing);
         let vm = lock(&self.vms).get(cid).cloned();
         let vm = vm.ok_or(Failure::NoSuchVm(cid))?;
-        self.take(&Step::Remove(vm))
+        self.take(&Step::Remove(Arc::unwrap_or_clone(vm)))
     }
 
     /// One VM as it is now.

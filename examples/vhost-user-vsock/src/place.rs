@@ -83,8 +83,9 @@ pub(crate) enum Allow {
 /// same entry of the same directory, however their paths were written.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Place {
-    directory: PathBuf,
+    // What differs most often is compared first, and bytes rather than components.
     name: OsString,
+    directory: OsString,
 }
 
 impl Place {
@@ -118,7 +119,10 @@ impl Place {
         if !directory.is_dir() {
             return Err(unusable(Errno::NOTDIR.into()));
         }
-        Ok(Self { directory, name })
+        Ok(Self {
+            name,
+            directory: directory.into_os_string(),
+        })
     }
 
     /// Finds out whether a socket can be created here, at what was named by `path`.
@@ -135,7 +139,7 @@ impl Place {
     }
 
     fn examine_directory(&self) -> Result<(), PathError> {
-        let directory = self.directory.clone();
+        let directory = PathBuf::from(&self.directory);
         accessat(
             CWD,
             &directory,
@@ -151,13 +155,13 @@ impl Place {
     /// The port for which this place is where a guest finds the host's application, if
     /// the guest's `uds-path` is `uds_path`.
     pub(crate) fn port_of(&self, uds_path: &Self) -> Option<u32> {
-        if self.directory != uds_path.directory {
-            return None;
-        }
         let suffix = self
             .name
             .as_bytes()
             .strip_prefix(uds_path.name.as_bytes())?;
+        if self.directory != uds_path.directory {
+            return None;
+        }
         let digits = OsStr::from_bytes(suffix.strip_prefix(b"_")?).to_str()?;
         let port: u32 = digits.parse().ok()?;
         (port.to_string() == digits).then_some(port)

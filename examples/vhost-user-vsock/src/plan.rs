@@ -69,7 +69,7 @@ pub(crate) fn steps(now: &Vms, wanted: &Vms) -> Vec<Step> {
             Some(served) if served.is_same_but_for_policy(vm) => {
                 if served.policy != vm.policy {
                     changes.push(Step::Change {
-                        from: Box::new(served.clone()),
+                        from: Box::new(Vm::clone(served)),
                         to: Box::new(vm.clone()),
                     });
                 }

@@ -1,6 +1,7 @@
 //! VMs none of which is in another's way.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use vsock_packet::GuestCid;
 
@@ -12,7 +13,8 @@ use crate::vm::{Claim, Vm};
 /// VMs with CIDs of their own, and places of their own for their sockets.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Vms {
-    vms: BTreeMap<GuestCid, Vm>,
+    /// Shared, so that a snapshot of many is made at once.
+    vms: BTreeMap<GuestCid, Arc<Vm>>,
     /// The place of the daemon's own socket, which is no VM's.
     control: Option<Claim>,
 }
@@ -32,6 +34,17 @@ impl Vms {
     ///
     /// It is in the way of one that is here; nothing has changed.
     pub(crate) fn admit(&mut self, vm: Vm) -> Result<(), Mistake> {
+        self.refuse(&vm)?;
+        self.put(vm);
+        Ok(())
+    }
+
+    /// Finds out whether one more VM would be in nobody's way.
+    ///
+    /// # Errors
+    ///
+    /// It would be in the way of one that is here.
+    pub(crate) fn refuse(&self, vm: &Vm) -> Result<(), Mistake> {
         if self.vms.contains_key(&vm.cid) {
             return Err(Mistake::of_kind(
                 Kind::CidTaken,
@@ -40,29 +53,27 @@ impl Vms {
                 "give each VM a CID of its own",
             ));
         }
-        self.refuse_conflicts(&vm)?;
-        self.refuse_two_meanings(&vm)?;
-        self.vms.insert(vm.cid, vm);
-        Ok(())
+        self.refuse_conflicts(vm)?;
+        self.refuse_two_meanings(vm)
     }
 
     /// Has `vm` among them, whatever is in its way: between two sets in which nothing is,
     /// step by step, there may be some in which something is.
     pub(crate) fn put(&mut self, vm: Vm) {
-        self.vms.insert(vm.cid, vm);
+        self.vms.insert(vm.cid, Arc::new(vm));
     }
 
-    pub(crate) fn remove(&mut self, cid: GuestCid) -> Option<Vm> {
+    pub(crate) fn remove(&mut self, cid: GuestCid) -> Option<Arc<Vm>> {
         self.vms.remove(&cid)
     }
 
-    pub(crate) fn get(&self, cid: GuestCid) -> Option<&Vm> {
+    pub(crate) fn get(&self, cid: GuestCid) -> Option<&Arc<Vm>> {
         self.vms.get(&cid)
     }
 
     /// By their CIDs.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Vm> {
-        self.vms.values()
+        self.vms.values().map(Arc::as_ref)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -113,7 +124,7 @@ impl Vms {
     /// which reaches it: neither could be told from the host. Of a guest that it shares no
     /// group with, no packet comes, and none goes there.
     fn refuse_two_meanings(&self, vm: &Vm) -> Result<(), Mistake> {
-        let others = self.vms.values();
+        let others = self.iter();
         others
             .flat_map(|other| [(vm, other), (other, vm)])
             .try_for_each(|(guest, sibling)| refuse_two_meanings(guest, sibling))
