@@ -14,6 +14,10 @@ const PACKET_COST: u32 = 1024;
 /// remembered of each is bounded with them.
 const MAX_PACKETS: u32 = 4096;
 
+/// Packets for which an idle connection keeps room: as many as a window of Linux's has in
+/// buffers of Linux's, at 4 bytes each.
+const KEPT: usize = 128;
+
 /// The RW packets of one connection that went to a guest and that its `fwd_cnt` has not
 /// reached (§5.10.6.3). Bytes are bounded by credit; this bounds their number.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -51,8 +55,8 @@ impl UnreadPackets {
         while self.ends.front().is_some_and(|end| end.is_reached(fwd_cnt)) {
             self.ends.pop_front();
         }
-        if self.ends.is_empty() {
-            // An idle connection costs nothing.
+        if self.ends.is_empty() && self.ends.capacity() > KEPT {
+            // An idle connection costs little.
             self.ends = VecDeque::new();
         }
         self.ends.len() < before

@@ -23,6 +23,7 @@
 //!      └──────── RST, violation, deadline, an end that leaves ───┘──▶ Closing ──▶ gone
 //! ```
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(60);
 
 /// The two ends of a half: where it leads, and where it comes from.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Ends {
     pub(crate) to: VsockAddr,
     pub(crate) from: VsockAddr,
@@ -63,6 +64,16 @@ impl Ends {
         Self {
             to: self.from,
             from: self.to,
+        }
+    }
+}
+
+/// In two steps: the hasher, which has to be safe against guests that choose their ports,
+/// needs as long for each as for the field of an address.
+impl Hash for Ends {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for VsockAddr { cid, port } in [self.to, self.from] {
+            state.write_u64(u64::from(cid) << 32 | u64::from(port.value()));
         }
     }
 }
@@ -155,7 +166,7 @@ pub(crate) struct Half {
     window: Window,
     /// Its turn among its member's halves with something to deliver.
     pub(crate) turn: Option<u64>,
-    /// The deadline its member has noted.
+    /// When its member looks at it, at the latest: no later than its deadline.
     pub(crate) scheduled: Option<Instant>,
 }
 
@@ -387,7 +398,10 @@ impl Half {
     /// When [`Self::expire`] is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let requests = self.window.deadline().filter(|_| self.is_waiting());
-        [self.answer_deadline, requests].into_iter().flatten().min()
+        match (self.answer_deadline, requests) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
     }
 
     /// Does what is due by `now`. `false` when an answer has not come in time: the
@@ -533,6 +547,9 @@ impl Half {
         receiver: &mut dyn Receiver,
         now: Instant,
     ) -> bool {
+        if self.pending.is_empty() {
+            return true;
+        }
         for (flag, op) in which {
             if !self.pending.contains(flag) {
                 continue;

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use vsock_packet::{Cid, Header, Op, RawHeader};
+use vsock_packet::{Cid, Op, RawHeader};
 
 use crate::account::{Charge, Waiting};
-use crate::flow::{Delivered, Ends, Half, Violation};
+use crate::flow::{Delivered, Ends, Half};
 use crate::member::Member;
 use crate::port::{Packet, Receiver};
 use crate::router::Refusal;
@@ -18,9 +18,7 @@ use crate::sync::atomic::AtomicUsize;
 #[derive(Default)]
 pub(crate) struct Flows {
     halves: HashMap<Ends, Flow>,
-    /// Those with something to deliver, by their turn.
-    queue: BTreeMap<u64, Ends>,
-    timers: BTreeSet<(Instant, Ends)>,
+    agenda: Agenda,
     /// When the owner comes by itself. A timer that is taken back leaves it as it is: telling
     /// the owner of a later time costs more than an idle turn.
     noted: Option<Instant>,
@@ -34,6 +32,60 @@ pub(crate) struct Flows {
 pub(crate) struct Flow {
     half: Half,
     peer: Arc<Member>,
+}
+
+/// Which halves are to be looked at, and when.
+#[derive(Default)]
+struct Agenda {
+    /// Those with something to deliver, by their turn.
+    queue: BTreeMap<u64, Ends>,
+    /// One for each half with a deadline, which it precedes: a deadline that is put off or
+    /// taken back, as most are, leaves its timer to fire for nothing.
+    timers: BTreeSet<(Instant, Ends)>,
+}
+
+impl Agenda {
+    /// Follows what has become of a half. `true` when there is something to deliver.
+    fn follow(&mut self, half: &mut Half) -> bool {
+        if let Some(at) = half.deadline()
+            && half.scheduled.is_none_or(|scheduled| at < scheduled)
+        {
+            if let Some(old) = half.scheduled.replace(at) {
+                self.timers.remove(&(old, half.ends()));
+            }
+            self.timers.insert((at, half.ends()));
+        }
+        let something = half.has_something();
+        if something && half.turn.is_none() {
+            self.line_up(half, self.last_turn());
+        }
+        something
+    }
+
+    fn line_up(&mut self, half: &mut Half, turn: u64) {
+        half.turn = Some(turn);
+        self.queue.insert(turn, half.ends());
+    }
+
+    /// The turn behind all others.
+    fn last_turn(&self) -> u64 {
+        self.queue.last_key_value().map_or(0, |(last, _)| last + 1)
+    }
+
+    /// Whether others wait, and this half is not the first of them.
+    fn is_behind(&self, ends: Ends) -> bool {
+        let first = self.queue.first_key_value();
+        first.is_some_and(|(_, first)| *first != ends)
+    }
+
+    fn forget(&mut self, half: &Half) {
+        if let Some(at) = half.scheduled {
+            self.timers.remove(&(at, half.ends()));
+        }
+        if let Some(turn) = half.turn {
+            self.queue.remove(&turn);
+        }
+    }
 }
 
 /// A way to end a half: [`Half::reset`] or [`Half::abandon`].
@@ -141,11 +193,11 @@ impl Flows {
 
     /// Whether something is to be delivered.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.strangers.is_empty() || !self.queue.is_empty()
+        !self.strangers.is_empty() || !self.agenda.queue.is_empty()
     }
 
     fn first_timeout(&self) -> Option<Instant> {
-        self.timers.first().map(|(at, _)| *at)
+        self.agenda.timers.first().map(|(at, _)| *at)
     }
 
     /// When the owner is to come, as it learns it: by the time the next timer fires.
@@ -171,64 +223,50 @@ impl Flows {
             verdict: Verdict::Drop,
             unblocked: false,
         };
-        for packet in packets {
+        while let Some(packet) = packets.get(run.len) {
             let ends = Ends::of(&packet.header).reversed();
-            let verdict = match self.halves.get(&ends) {
-                None if packet.header.op == Op::Rst => Verdict::Drop,
-                None => Verdict::Stranger,
-                // Its peer knows already.
-                Some(flow) if flow.half.is_closing() => Verdict::Drop,
-                Some(flow) => Verdict::Forward(Arc::clone(&flow.peer)),
+            let is_first = run.len == 0;
+            let Some(flow) = self.halves.get_mut(&ends) else {
+                if is_first && packet.header.op != Op::Rst {
+                    run.verdict = Verdict::Stranger;
+                }
+                run.len = run.len.max(1);
+                return run;
             };
-            let goes_on = match (&run.verdict, &verdict) {
-                _ if run.len == 0 => true,
-                (Verdict::Forward(one), Verdict::Forward(other)) => Arc::ptr_eq(one, other),
-                _ => false,
+            // Of a connection that is ending its peer knows already.
+            let forwards = !flow.half.is_closing();
+            let goes_on = match &run.verdict {
+                Verdict::Forward(peer) => forwards && Arc::ptr_eq(peer, &flow.peer),
+                _ => is_first,
             };
             if !goes_on {
                 return run;
             }
-            let noted = self.note(ends, &packet.header, now);
-            match (noted, verdict) {
-                (Ok(unblocked), verdict) => {
-                    run.unblocked |= unblocked;
-                    run.verdict = verdict;
-                    run.len += 1;
-                }
-                // Alone in its run, so that those before it are not lost.
-                (Err(_), Verdict::Forward(peer)) if run.len == 0 => {
+            if flow.half.note_sent(&packet.header, now).is_err() {
+                // Alone in its run, so that those before it are not lost. On a connection
+                // that is ending it is dropped like the right ones.
+                if is_first && forwards {
+                    run.verdict = Verdict::Reset(Arc::clone(&flow.peer));
+                    run.unblocked = true;
                     self.end(ends, Half::reset, now);
-                    return Run {
-                        len: 1,
-                        verdict: Verdict::Reset(peer),
-                        unblocked: true,
-                    };
                 }
-                (Err(_), _) => {
-                    // A wrong packet on a connection that is ending is dropped like the
-                    // right ones; a run is never empty, or nobody would get on.
-                    run.len = run.len.max(1);
-                    return run;
-                }
+                run.len = run.len.max(1);
+                return run;
             }
-            if !matches!(run.verdict, Verdict::Forward(_)) {
+            run.len += 1;
+            if is_first && forwards {
+                run.verdict = Verdict::Forward(Arc::clone(&flow.peer));
+            }
+            if packet.header.op == Op::Rst || flow.half.is_over() {
+                self.remove(ends);
+            } else {
+                run.unblocked |= self.agenda.follow(&mut flow.half);
+            }
+            if !forwards {
                 return run;
             }
         }
         run
-    }
-
-    /// Notes a packet of the member's own. `true` when payload for it may go now.
-    fn note(&mut self, ends: Ends, header: &Header, now: Instant) -> Result<bool, Violation> {
-        let Some(flow) = self.halves.get_mut(&ends) else {
-            return Ok(false);
-        };
-        flow.half.note_sent(header, now)?;
-        if header.op == Op::Rst {
-            self.remove(ends);
-            return Ok(false);
-        }
-        Ok(self.settle(ends))
     }
 
     /// Takes a packet that leads here.
@@ -250,21 +288,22 @@ impl Flows {
         };
         let half = &mut flow.half;
         // Where others wait for buffers nobody overtakes them.
-        let first = self
-            .queue
-            .first_key_value()
-            .is_none_or(|(_, first)| *first == ends);
+        let receiver = receiver.filter(|_| !self.agenda.is_behind(ends));
         let taken = half
             .accept(&packet.header, now)
             .and_then(|()| match receiver {
-                Some(receiver) if first => half.deliver(packet, limit, receiver, now),
-                _ => half.keep(packet, limit),
+                Some(receiver) => half.deliver(packet, limit, receiver, now),
+                None => half.keep(packet, limit),
             });
         if taken.is_err() {
             half.reset(now);
             failed.push(Failed::Violated(ends));
         }
-        self.settle(ends);
+        if half.is_over() {
+            self.remove(ends);
+        } else {
+            self.agenda.follow(half);
+        }
     }
 
     /// Ends a half in some way. `true` when there is something to deliver for that.
@@ -284,7 +323,7 @@ impl Flows {
             }
             self.strangers.pop_front();
         }
-        while let Some((turn, ends)) = self.queue.pop_first() {
+        while let Some((turn, ends)) = self.agenda.queue.pop_first() {
             let Some(flow) = self.halves.get_mut(&ends) else {
                 continue;
             };
@@ -294,8 +333,8 @@ impl Flows {
             if delivered == Delivered::NoBuffer {
                 // Who got some leaves the next buffers to others.
                 let next = flow.half.progress() != before;
-                let turn = if next { self.last_turn() } else { turn };
-                self.line_up(ends, turn);
+                let turn = if next { self.agenda.last_turn() } else { turn };
+                self.agenda.line_up(&mut flow.half, turn);
                 return false;
             }
             self.settle(ends);
@@ -312,35 +351,7 @@ impl Flows {
             self.remove(ends);
             return false;
         }
-        let (old, new) = (flow.half.scheduled, flow.half.deadline());
-        flow.half.scheduled = new;
-        let something = flow.half.has_something();
-        let lines_up = something && flow.half.turn.is_none();
-        if old != new {
-            if let Some(at) = old {
-                self.timers.remove(&(at, ends));
-            }
-            if let Some(at) = new {
-                self.timers.insert((at, ends));
-            }
-        }
-        if lines_up {
-            let turn = self.last_turn();
-            self.line_up(ends, turn);
-        }
-        something
-    }
-
-    fn line_up(&mut self, ends: Ends, turn: u64) {
-        if let Some(flow) = self.halves.get_mut(&ends) {
-            flow.half.turn = Some(turn);
-            self.queue.insert(turn, ends);
-        }
-    }
-
-    /// The turn behind all others.
-    fn last_turn(&self) -> u64 {
-        self.queue.last_key_value().map_or(0, |(last, _)| last + 1)
+        self.agenda.follow(&mut flow.half)
     }
 
     pub(crate) fn remove(&mut self, ends: Ends) -> Option<Arc<Member>> {
@@ -348,12 +359,7 @@ impl Flows {
             return None;
         };
         let flow = found.remove();
-        if let Some(at) = flow.half.scheduled {
-            self.timers.remove(&(at, ends));
-        }
-        if let Some(turn) = flow.half.turn {
-            self.queue.remove(&turn);
-        }
+        self.agenda.forget(&flow.half);
         Some(flow.peer)
     }
 
@@ -362,10 +368,10 @@ impl Flows {
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<(Ends, Arc<Member>)> {
         self.noted = self.noted.filter(|at| *at > now);
         let mut expired = Vec::new();
-        while let Some(&(at, ends)) = self.timers.first()
+        while let Some(&(at, ends)) = self.agenda.timers.first()
             && at <= now
         {
-            self.timers.pop_first();
+            self.agenda.timers.pop_first();
             let Some(flow) = self.halves.get_mut(&ends) else {
                 continue;
             };

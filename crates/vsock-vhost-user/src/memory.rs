@@ -1,9 +1,12 @@
 //! The types of guest memory that the vhost-user crates hand us.
 
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap, GuestRegionMmap};
 
 /// Guest memory as one table of regions.
 pub(crate) type Memory = GuestMemoryMmap<()>;
+
+/// One region of it.
+pub(crate) type Region = GuestRegionMmap<()>;
 
 /// Guest memory whose table the frontend may replace at any time.
 pub(crate) type SharedMemory = GuestMemoryAtomic<Memory>;

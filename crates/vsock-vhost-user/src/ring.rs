@@ -8,11 +8,10 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
-use crate::memory::{Memory, Piece};
+use crate::memory::{Memory, Piece, Region};
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (§2.7.6).
 const AVAIL_NO_INTERRUPT: u16 = 1;
@@ -25,6 +24,8 @@ pub(crate) struct RingPass<'q, 'm> {
     queue: &'q mut Queue,
     mem: &'m Memory,
     areas: Areas<'m>,
+    /// Where the last buffer was.
+    region: Option<&'m Region>,
     /// The driver's index, when it was last looked at.
     available: u16,
     /// Where the next used entry goes; published are those before the queue's own.
@@ -61,6 +62,7 @@ impl<'q, 'm> RingPass<'q, 'm> {
         }
         Some(Self {
             areas: Areas::of(queue, mem).ok()?,
+            region: None,
             available: queue.next_avail(),
             next_used: queue.next_used(),
             left: queue.size(),
@@ -107,17 +109,28 @@ impl<'q, 'm> RingPass<'q, 'm> {
         let head = u16::from_le(head);
         // One beyond the table is not read.
         let at = 16 * usize::from(head);
-        let descriptor: Descriptor = self.areas.table.read_obj(at).ok()?;
-        if descriptor.flags() != DESC_WRITE {
+        let load = |at| self.areas.table.load::<u64>(at, Ordering::Relaxed);
+        let address = GuestAddress(u64::from_le(load(at).ok()?));
+        let rest = u64::from_le(load(at + 8).ok()?);
+        let (len, flags) = (rest as u32, (rest >> 32) as u16);
+        if flags != DESC_WRITE {
             return None;
         }
-        let piece = self
-            .mem
-            .get_slice(descriptor.addr(), descriptor.len() as usize)
-            .ok()?;
+        let piece = self.slice(address, len as usize)?;
         self.left = left;
         self.queue.set_next_avail(next.wrapping_add(1));
         Some((head, piece))
+    }
+
+    /// A piece of guest memory, which is most often where the last one was.
+    fn slice(&mut self, address: GuestAddress, len: usize) -> Option<Piece<'m>> {
+        let place = |region: &'m Region| region.to_region_addr(address);
+        let (region, at) = match self.region.and_then(|last| Some((last, place(last)?))) {
+            Some(found) => found,
+            None => self.mem.to_region_addr(address)?,
+        };
+        self.region = Some(region);
+        region.get_slice(at, len).ok()
     }
 
     /// Gives back the last `count` chains taken, none of them returned: they come again.
@@ -133,11 +146,10 @@ impl<'q, 'm> RingPass<'q, 'm> {
         if head >= size {
             return Err(Error::InvalidDescriptorIndex);
         }
-        let entry = u64::from(head) | u64::from(len) << 32;
-        self.areas
-            .used
-            .write_obj(entry.to_le(), 4 + 8 * usize::from(self.next_used % size))
-            .map_err(volatile)?;
+        let entry = 4 + 8 * usize::from(self.next_used % size);
+        let store = |value: u32, at| self.areas.used.store(value.to_le(), at, Ordering::Relaxed);
+        store(u32::from(head), entry).map_err(volatile)?;
+        store(len, entry + 4).map_err(volatile)?;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(())
     }

@@ -161,6 +161,9 @@ impl Receiver for RxPass<'_, '_> {
         if packet.payload.is_empty() {
             return self.put_control(&packet.header_for(0));
         }
+        if self.put_at_once(packet) {
+            return true;
+        }
         loop {
             match self.reserve(packet.payload.len(), 1) {
                 Room::Payload(room) => {
@@ -236,6 +239,27 @@ impl<'q, 'm> RxPass<'q, 'm> {
             debug!(%error, "the RX ring is broken");
             false
         })
+    }
+
+    /// Puts a packet into the next buffer if that is what most drivers post: one descriptor
+    /// with room for payload. Any other is left for [`Self::reserve`].
+    fn put_at_once(&mut self, packet: &mut Packet<'_>) -> bool {
+        let Some((head, piece)) = self.ring.next_buffer() else {
+            return false;
+        };
+        match piece.offset(HEADER_LEN) {
+            Ok(room) if !room.is_empty() => {
+                let header = packet.header_for(room.len());
+                piece.copy_from(header.as_bytes());
+                let len = packet.payload.copy_to_piece(&room);
+                give_back(&mut self.ring, head, HEADER_LEN + len);
+                true
+            }
+            _ => {
+                self.ring.put_back(1);
+                false
+            }
+        }
     }
 
     /// Takes a buffer for a packet without payload. `false` when there is none. To be
