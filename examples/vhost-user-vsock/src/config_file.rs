@@ -2,10 +2,11 @@
 //! such files.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -46,13 +47,26 @@ impl Config {
     /// It cannot be read, is not TOML, holds an unknown key or a value of the wrong kind,
     /// or says nothing: a file needs a VM or a control socket, a directory needs neither.
     pub(crate) fn read(path: &Path) -> Result<Self, Mistake> {
+        Self::read_by(path, |path| fs::read_to_string(path))
+    }
+
+    /// Reads it again. A pipe, say, could be read once.
+    ///
+    /// # Errors
+    ///
+    /// As the first time, and what is there is no regular file.
+    pub(crate) fn read_again(path: &Path) -> Result<Self, Mistake> {
+        Self::read_by(path, read_regular)
+    }
+
+    fn read_by(path: &Path, read: fn(&Path) -> io::Result<String>) -> Result<Self, Mistake> {
         let mut config = Self::default();
         if path.is_dir() {
             for file in files_of(path)? {
-                config.add(&file)?;
+                config.add(&file, read_regular(&file))?;
             }
         } else {
-            config.add(path)?;
+            config.add(path, read(path))?;
             if config.vms.is_empty() && config.control.is_none() {
                 return Err(Mistake::new(
                     path.display().to_string(),
@@ -64,8 +78,8 @@ impl Config {
         Ok(config)
     }
 
-    fn add(&mut self, path: &Path) -> Result<(), Mistake> {
-        let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+    fn add(&mut self, path: &Path, text: io::Result<String>) -> Result<(), Mistake> {
+        let text = text.map_err(|error| unreadable(path, &error))?;
         let file: ConfigFile =
             toml::from_str(&text).map_err(|error| not_a_config(path, &text, &error))?;
         let document = DeTable::parse(&text).map_err(|error| not_a_config(path, &text, &error))?;
@@ -120,6 +134,18 @@ fn files_of(directory: &Path) -> Result<Vec<PathBuf>, Mistake> {
     });
     files.sort();
     Ok(files)
+}
+
+/// Reads a file without waiting for anybody, as for one who is to write into a pipe.
+fn read_regular(path: &Path) -> io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Mistake {

@@ -143,6 +143,7 @@ impl Manager {
     ///
     /// A mistake in any of them, or a shortage in the system.
     pub(crate) fn start(&self, specs: Vec<VmSpec>) -> Result<(), Failure> {
+        let _changing = lock(&self.changing);
         self.apply(specs).map(|_| ())
     }
 
@@ -154,7 +155,9 @@ impl Manager {
     /// There is no configuration, it has a mistake, or the system lacks something.
     pub(crate) fn reload(&self) -> Result<Difference, Failure> {
         let path = self.sources.config.as_deref().ok_or(Failure::NoConfig)?;
-        let config = Config::read(path)?;
+        // Before it is read: what was read first is not to be applied last.
+        let _changing = lock(&self.changing);
+        let config = Config::read_again(path)?;
         self.refuse_other_control(config.control)?;
         self.apply(config.vms)
     }
@@ -174,11 +177,11 @@ impl Manager {
         }
     }
 
+    /// Goes from what is served to what `specs` say, while nothing else changes it.
     fn apply(&self, mut specs: Vec<VmSpec>) -> Result<Difference, Failure> {
         for spec in &mut specs {
             self.sources.activation.give(spec)?;
         }
-        let _changing = lock(&self.changing);
         let now = lock(&self.vms).clone();
         let wanted = plan::wanted(&now, specs)?;
         now.examine(wanted.iter(), Allow::Dead)?;

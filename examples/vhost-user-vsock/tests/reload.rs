@@ -7,13 +7,14 @@ mod support;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::http::Control;
 use support::refusal::refused;
-use support::{Daemon, directory, listing, run};
+use support::{BINARY, Daemon, directory, listing, run};
 use vsock_testkit::host::Service;
 use vsock_testkit::{Guest, Setup};
 
@@ -108,6 +109,33 @@ fn does_nothing_at_all_if_anything_is_wrong() {
     let refusal = control.ask("POST", "/reload", "");
     assert_eq!(refusal.refusal(), (400, "invalid_setting".to_owned()));
     assert_eq!((served(&control), listing(dir.path())), before);
+}
+
+#[test]
+fn waits_for_no_writer_of_a_pipe() {
+    let dir = directory();
+    let (daemon, control) = daemon_on_directory(dir.path(), &[(3, "")]);
+    let pipe = dir.path().join("vms/4.toml");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let refusal = control.ask("POST", "/reload", "");
+    assert_eq!(refusal.refusal(), (400, "invalid_setting".to_owned()));
+    daemon.signal(Signal::HUP);
+    let line = daemon.wait_for_log("not loaded again").pop().unwrap();
+    assert!(line.contains("4.toml: cannot be read: it is no regular"));
+    assert_eq!(daemon.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn a_pipe_is_read_once() {
+    let dir = directory();
+    let pipe = dir.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let daemon = Daemon::spawn(Command::new(BINARY).arg("--config").arg(&pipe));
+    fs::write(&pipe, table(dir.path(), 3, "")).unwrap();
+    daemon.wait_for_log("ready, VMs: 1");
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_log("pipe: cannot be read: it is no regular file");
+    assert_eq!(daemon.end(Signal::TERM), Some(0));
 }
 
 #[test]
