@@ -1,7 +1,7 @@
 //! How other threads see a guest, and change it, while it is served.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use vsock_packet::{Cid, GuestCid};
@@ -115,8 +115,9 @@ impl Handle {
         }
     }
 
-    pub(crate) fn settings(&self) -> Settings {
-        lock(&self.settings).clone()
+    /// Its settings, which do not change while they are looked at.
+    pub(crate) fn settings(&self) -> MutexGuard<'_, Settings> {
+        lock(&self.settings)
     }
 
     pub(crate) fn status(&self) -> GuestStatus {
@@ -130,7 +131,7 @@ impl Handle {
             max_handshakes,
             max_bytes_per_second,
             max_requests_per_second,
-        } = self.settings();
+        } = self.settings().clone();
         GuestStatus {
             cid: self.cid,
             socket: self.socket.clone(),

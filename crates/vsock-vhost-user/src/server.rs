@@ -195,14 +195,18 @@ impl Server {
     /// A CID that means the host to a guest is that of no sibling which it reaches:
     /// neither could be told from the other.
     fn refuse_two_meanings(&self, cid: GuestCid, settings: &Settings) -> Result<(), TwoMeanings> {
-        for other in self.handles() {
-            let (guest, sibling) = match other.settings() {
-                _ if other.cid == cid => continue,
-                its if settings.mistakes_for_host(other.cid, &its) => (cid, other.cid),
-                its if its.mistakes_for_host(cid, settings) => (other.cid, cid),
-                _ => continue,
-            };
-            return Err(TwoMeanings { guest, sibling });
+        let guests = lock(&self.guests);
+        let others = guests.values().map(|guest| &guest.handle);
+        for other in others.filter(|other| other.cid != cid) {
+            let its = other.settings();
+            if settings.mistakes_for_host(other.cid, &its) {
+                let (guest, sibling) = (cid, other.cid);
+                return Err(TwoMeanings { guest, sibling });
+            }
+            if its.mistakes_for_host(cid, settings) {
+                let (guest, sibling) = (other.cid, cid);
+                return Err(TwoMeanings { guest, sibling });
+            }
         }
         Ok(())
     }
@@ -228,7 +232,7 @@ impl Server {
     pub fn change(&self, cid: GuestCid, changes: &Changes) -> Result<(), ChangeError> {
         let _plans = lock(&self.plans);
         let handle = self.handle(cid).ok_or(ChangeError::NoSuchGuest(cid))?;
-        let before = handle.settings();
+        let before = handle.settings().clone();
         let after = before.changed(changes);
         self.refuse_two_meanings(cid, &after)?;
         let reroutes = after.host_cids != before.host_cids;

@@ -202,9 +202,11 @@ impl Manager {
         self.sources.activation.give(&mut spec)?;
         let vm = Vm::parse(spec)?;
         let cid = vm.cid;
-        let now = lock(&self.vms).clone();
-        now.refuse(&vm)?;
-        now.examine([&vm], Allow::Dead)?;
+        lock(&self.vms).refuse(&vm)?;
+        // None of its places is another VM's, so each is to be free.
+        vm.claims
+            .iter()
+            .try_for_each(|claim| claim.examine(Allow::Dead))?;
         self.take(&Step::Add(vm))?;
         self.vm(cid)
     }

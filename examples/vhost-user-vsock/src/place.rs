@@ -81,7 +81,7 @@ pub(crate) enum Allow {
 
 /// A place where a socket can be created: two of them are equal exactly if they are the
 /// same entry of the same directory, however their paths were written.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Place {
     // What differs most often is compared first, and bytes rather than components.
     name: OsString,
@@ -165,6 +165,32 @@ impl Place {
         let digits = OsStr::from_bytes(suffix.strip_prefix(b"_")?).to_str()?;
         let port: u32 = digits.parse().ok()?;
         (port.to_string() == digits).then_some(port)
+    }
+
+    /// The place whose port this would be, if its name ends as that of a port.
+    pub(crate) fn owner(&self) -> Option<Self> {
+        let name = self.name.as_bytes();
+        let digits = name.iter().rev().take_while(|byte| byte.is_ascii_digit());
+        let owner = name[..name.len() - digits.count()].strip_suffix(b"_")?;
+        Some(Self {
+            name: OsStr::from_bytes(owner).to_owned(),
+            directory: self.directory.clone(),
+        })
+    }
+
+    /// The first of the places, in their order, that could be ports of this one.
+    pub(crate) fn first_port(&self) -> Self {
+        let mut name = self.name.clone();
+        name.push("_");
+        Self {
+            name,
+            directory: OsString::new(),
+        }
+    }
+
+    /// Whether a place's name begins as this one's.
+    pub(crate) fn begins(&self, other: &Self) -> bool {
+        other.name.as_bytes().starts_with(self.name.as_bytes())
     }
 }
 

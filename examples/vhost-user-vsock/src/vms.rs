@@ -15,6 +15,8 @@ use crate::vm::{Claim, Vm};
 pub(crate) struct Vms {
     /// Shared, so that a snapshot of many is made at once.
     vms: BTreeMap<GuestCid, Arc<Vm>>,
+    /// Whose the places are.
+    places: BTreeMap<Place, GuestCid>,
     /// The place of the daemon's own socket, which is no VM's.
     control: Option<Claim>,
 }
@@ -23,8 +25,8 @@ impl Vms {
     /// No VM yet, and a place that none may have.
     pub(crate) fn beside(control: Option<Claim>) -> Self {
         Self {
-            vms: BTreeMap::new(),
             control,
+            ..Self::default()
         }
     }
 
@@ -60,11 +62,21 @@ impl Vms {
     /// Has `vm` among them, whatever is in its way: between two sets in which nothing is,
     /// step by step, there may be some in which something is.
     pub(crate) fn put(&mut self, vm: Vm) {
+        self.remove(vm.cid);
+        for claim in &vm.claims {
+            self.places.insert(claim.place.clone(), vm.cid);
+        }
         self.vms.insert(vm.cid, Arc::new(vm));
     }
 
     pub(crate) fn remove(&mut self, cid: GuestCid) -> Option<Arc<Vm>> {
-        self.vms.remove(&cid)
+        let vm = self.vms.remove(&cid)?;
+        for claim in &vm.claims {
+            if self.places.get(&claim.place) == Some(&cid) {
+                self.places.remove(&claim.place);
+            }
+        }
+        Some(vm)
     }
 
     pub(crate) fn get(&self, cid: GuestCid) -> Option<&Arc<Vm>> {
@@ -82,8 +94,8 @@ impl Vms {
 
     /// Whether a socket of these VMs is at this place.
     pub(crate) fn has(&self, place: &Place) -> bool {
-        let mut claims = self.claims();
-        claims.any(|claim| claim.place == *place)
+        let is_control = |claim: &Claim| claim.place == *place;
+        self.places.contains_key(place) || self.control.as_ref().is_some_and(is_control)
     }
 
     /// Finds out whether all sockets of `vms` can be created, but for those that these
@@ -103,9 +115,21 @@ impl Vms {
             .try_for_each(|claim| claim.examine(allow))
     }
 
-    fn claims(&self) -> impl Iterator<Item = &Claim> {
-        let vms = self.vms.values().flat_map(|vm| &vm.claims);
-        vms.chain(&self.control)
+    /// Claims that may be in this one's way, found without looking at all of them.
+    fn near(&self, claim: &Claim) -> impl Iterator<Item = &Claim> {
+        let place = &claim.place;
+        let same = self.places.get_key_value(place);
+        let owner = place.owner();
+        let owner = owner.and_then(|owner| self.places.get_key_value(&owner));
+        let first_port = place.first_port();
+        let ports = self.places.range(first_port.clone()..);
+        let ports = ports.take_while(move |(place, _)| first_port.begins(place));
+        let near = same.into_iter().chain(owner).chain(ports);
+        near.filter_map(|(place, cid)| {
+            let mut claims = self.vms.get(cid)?.claims.iter();
+            claims.find(|claim| claim.place == *place)
+        })
+        .chain(&self.control)
     }
 
     /// Each place belongs to one socket of one VM, and none is where a guest would look for
@@ -113,7 +137,7 @@ impl Vms {
     fn refuse_conflicts(&self, vm: &Vm) -> Result<(), Mistake> {
         for (index, claim) in vm.claims.iter().enumerate() {
             let own = vm.claims[..index].iter();
-            for other in self.claims().chain(own) {
+            for other in self.near(claim).chain(own) {
                 refuse_conflict(other, claim)?;
             }
         }
