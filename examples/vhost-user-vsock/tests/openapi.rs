@@ -124,7 +124,9 @@ fn the_document_is_held_against_the_server() {
 fn vms(stage: &mut Stage) {
     let one = "/vms/{cid}";
     let all = r#", "cid": 3, "groups": ["a"], "host_cids": [9], "queue_size": 128,
-        "tx_buffer_size": 4096, "max_connections": 10, "max_backlog": 65536"#;
+        "tx_buffer_size": 4096, "max_connections": 10, "max_backlog": 65536,
+        "max_buffered": 262144, "max_handshakes": 1, "max_bytes_per_second": 65536,
+        "max_requests_per_second": 1000"#;
     let dir = stage.dir.clone();
     assert_eq!(
         stage.ask("PUT", one, "/vms/3", &vm(&dir, 3, all)).status,
@@ -134,7 +136,8 @@ fn vms(stage: &mut Stage) {
     stage.ask("PUT", one, "/vms/x", "{}");
     stage.ask("PUT", one, "/vms/9", &vm(&dir, 9, ""));
     let changes = r#"{"groups": ["b"], "host_cids": [9], "tx_buffer_size": 65536,
-        "max_connections": 20, "max_backlog": 131072}"#;
+        "max_connections": 20, "max_backlog": 131072, "max_buffered": 524288,
+        "max_handshakes": 2, "max_bytes_per_second": 0, "max_requests_per_second": 0}"#;
     assert_eq!(stage.ask("PATCH", one, "/vms/3", changes).status, 200);
     stage.ask("PATCH", one, "/vms/3", r#"{"queue_size": 4}"#);
     stage.ask("PATCH", one, "/vms/4", "{}");
