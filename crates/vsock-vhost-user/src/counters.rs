@@ -42,13 +42,14 @@ impl Counter {
 counters! {
     /// Packets the guest sent.
     tx_packets,
-    /// Payload the guest sent on connections, in bytes.
+    /// Payload the guest sent on connections, those with siblings included, in bytes.
     tx_bytes,
-    /// RW packets put into the guest's RX ring.
+    /// RW packets from the host put into the guest's RX ring.
     rx_packets,
-    /// Payload put into the guest's RX ring, in bytes.
+    /// Payload from the host put into the guest's RX ring, in bytes. What siblings send is
+    /// among their `tx_bytes`.
     rx_bytes,
-    /// Connections begun by the guest.
+    /// Connections with the host begun by the guest.
     guest_connections,
     /// Connections begun by host applications and accepted by the guest.
     host_connections,

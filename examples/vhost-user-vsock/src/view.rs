@@ -127,6 +127,7 @@ fn counters(values: &CounterValues) -> BTreeMap<String, u64> {
         ("malformed_chains", values.malformed_chains),
         ("violations", values.violations + siblings.violations),
         ("timeouts", values.timeouts + siblings.timeouts),
+        ("faults", values.faults),
         ("sibling_connections", siblings.opened),
         ("strangers", siblings.strangers),
     ];

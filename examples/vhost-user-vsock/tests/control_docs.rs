@@ -5,9 +5,11 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use support::http::Control;
 use support::{BINARY, Daemon, directory, finish};
 
 const PAGE: &str = include_str!("../../../docs/control.md");
@@ -104,4 +106,26 @@ fn knows_what_is_left_out() {
     for (pattern, text) in [("a...c", "abd"), ("a", "ab"), ("", "a"), ("...a...", "b")] {
         assert!(!is_like(pattern, text), "{pattern} {text}");
     }
+}
+
+#[test]
+fn the_page_has_exactly_the_counters_of_a_vm() {
+    let section = PAGE.split("\n## Counters\n").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let names = rows.flat_map(|row| row.split(" | ").next().unwrap_or_default().split(", "));
+    let told: BTreeSet<_> = names
+        .map(|name| name.trim_matches('`').to_owned())
+        .collect();
+    let dir = directory();
+    let control = Control(dir.path().join("control"));
+    let _daemon = Daemon::start([Path::new("--control"), &control.0]);
+    let vm = control.add(dir.path(), 3, "");
+    let counters: BTreeSet<_> = vm["counters"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect();
+    assert_eq!(told, counters);
 }
