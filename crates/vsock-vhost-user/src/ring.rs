@@ -9,7 +9,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::memory::{Memory, Piece, Region};
 
@@ -22,10 +22,8 @@ const DESC_WRITE: u16 = 2;
 /// A pass over the ring behind a [`Queue`].
 pub(crate) struct RingPass<'q, 'm> {
     queue: &'q mut Queue,
-    mem: &'m Memory,
+    places: Places<'m>,
     areas: Areas<'m>,
-    /// Where the last buffer was.
-    region: Option<&'m Region>,
     /// The driver's index, when it was last looked at.
     available: u16,
     /// Where the next used entry goes; published are those before the queue's own.
@@ -43,14 +41,41 @@ struct Areas<'m> {
 }
 
 impl<'m> Areas<'m> {
-    fn of(queue: &Queue, mem: &'m Memory) -> Result<Self, GuestMemoryError> {
+    fn of(queue: &Queue, places: &mut Places<'m>) -> Option<Self> {
         let size = usize::from(queue.size());
-        let area = |address, len| mem.get_slice(GuestAddress(address), len);
-        Ok(Self {
+        let mut area = |address, len| places.slice(GuestAddress(address), len);
+        Some(Self {
             table: area(queue.desc_table(), 16 * size)?,
             available: area(queue.avail_ring(), 6 + 2 * size)?,
             used: area(queue.used_ring(), 6 + 8 * size)?,
         })
+    }
+}
+
+/// Finds pieces of guest memory, which are most often in the same region as the last one.
+struct Places<'m> {
+    mem: &'m Memory,
+    last: Option<&'m Region>,
+}
+
+impl<'m> Places<'m> {
+    #[inline]
+    fn slice(&mut self, address: GuestAddress, len: usize) -> Option<Piece<'m>> {
+        let last = self
+            .last
+            .and_then(|last| Some((last, last.to_region_addr(address)?)));
+        let (region, at) = match last {
+            Some(found) => found,
+            None => self.search(address)?,
+        };
+        region.get_slice(at, len).ok()
+    }
+
+    #[cold]
+    fn search(&mut self, address: GuestAddress) -> Option<(&'m Region, MemoryRegionAddress)> {
+        let found = self.mem.to_region_addr(address);
+        self.last = found.map(|(region, _)| region);
+        found
     }
 }
 
@@ -60,14 +85,14 @@ impl<'q, 'm> RingPass<'q, 'm> {
         if !queue.ready() {
             return None;
         }
+        let mut places = Places { mem, last: None };
         Some(Self {
-            areas: Areas::of(queue, mem).ok()?,
-            region: None,
+            areas: Areas::of(queue, &mut places)?,
+            places,
             available: queue.next_avail(),
             next_used: queue.next_used(),
             left: queue.size(),
             queue,
-            mem,
         })
     }
 
@@ -85,26 +110,42 @@ impl<'q, 'm> RingPass<'q, 'm> {
     /// further than its ring is long has broken the ring: nothing more comes of it.
     pub(crate) fn next_chain(&mut self) -> Option<DescriptorChain<&'m Memory>> {
         let left = self.left.checked_sub(1)?;
-        let chain = self.queue.iter(self.mem).ok()?.next()?;
+        if !self.has_next() {
+            return None;
+        }
+        let chain = self.queue.iter(self.places.mem).ok()?.next()?;
         self.left = left;
         Some(chain)
+    }
+
+    /// Whether the driver has made a chain available, and has not broken its index.
+    fn has_next(&mut self) -> bool {
+        self.knows_next() || self.look() && self.knows_next()
+    }
+
+    fn knows_next(&self) -> bool {
+        let ahead = self.available.wrapping_sub(self.queue.next_avail());
+        (1..=self.queue.size()).contains(&ahead)
+    }
+
+    /// Looks at the driver's index; `false` when that is impossible.
+    fn look(&mut self) -> bool {
+        let Ok(index) = self.areas.available.load(2, Ordering::Acquire) else {
+            return false;
+        };
+        self.available = u16::from_le(index);
+        true
     }
 
     /// Takes the next chain if it is what most drivers post to receive: one descriptor to
     /// write to, in one region. Any other is left to [`Self::next_chain`].
     pub(crate) fn next_buffer(&mut self) -> Option<(u16, Piece<'m>)> {
         let left = self.left.checked_sub(1)?;
-        let next = self.queue.next_avail();
-        let size = self.queue.size();
-        let may_take = 1..=size;
-        if !may_take.contains(&self.available.wrapping_sub(next)) {
-            let index = self.areas.available.load(2, Ordering::Acquire).ok()?;
-            self.available = u16::from_le(index);
-            if !may_take.contains(&self.available.wrapping_sub(next)) {
-                return None;
-            }
+        if !self.has_next() {
+            return None;
         }
-        let entry = 4 + 2 * usize::from(next % size);
+        let next = self.queue.next_avail();
+        let entry = 4 + 2 * usize::from(next % self.queue.size());
         let head = self.areas.available.load(entry, Ordering::Relaxed).ok()?;
         let head = u16::from_le(head);
         // One beyond the table is not read.
@@ -116,21 +157,10 @@ impl<'q, 'm> RingPass<'q, 'm> {
         if flags != DESC_WRITE {
             return None;
         }
-        let piece = self.slice(address, len as usize)?;
+        let piece = self.places.slice(address, len as usize)?;
         self.left = left;
         self.queue.set_next_avail(next.wrapping_add(1));
         Some((head, piece))
-    }
-
-    /// A piece of guest memory, which is most often where the last one was.
-    fn slice(&mut self, address: GuestAddress, len: usize) -> Option<Piece<'m>> {
-        let place = |region: &'m Region| region.to_region_addr(address);
-        let (region, at) = match self.region.and_then(|last| Some((last, place(last)?))) {
-            Some(found) => found,
-            None => self.mem.to_region_addr(address)?,
-        };
-        self.region = Some(region);
-        region.get_slice(at, len).ok()
     }
 
     /// Gives back the last `count` chains taken, none of them returned: they come again.
@@ -186,13 +216,21 @@ impl<'q, 'm> RingPass<'q, 'm> {
     /// Asks the driver not to kick while we look anyway.
     pub(crate) fn disable_kicks(&mut self) {
         // A ring outside memory shows when it is used.
-        let _ = self.queue.disable_notification(self.mem);
+        let _ = self.queue.disable_notification(self.places.mem);
     }
 
     /// Asks for a kick with the next chain. `true` when one is there already.
     pub(crate) fn enable_kicks(&mut self) -> bool {
-        self.queue.enable_notification(self.mem).unwrap_or(false)
-            && self.queue.iter(self.mem).is_ok()
+        let (wish, at) = if self.queue.event_idx_enabled() {
+            let avail_event = 4 + 8 * usize::from(self.queue.size());
+            (self.queue.next_avail(), avail_event)
+        } else {
+            (0, 0)
+        };
+        let told = self.areas.used.store(wish.to_le(), at, Ordering::Relaxed);
+        // The wish must be visible before the driver's index is read: it does the reverse.
+        fence(Ordering::SeqCst);
+        told.is_ok() && self.look() && self.knows_next()
     }
 }
 
