@@ -59,7 +59,7 @@ struct Places<'m> {
 }
 
 impl<'m> Places<'m> {
-    #[inline]
+    #[inline(always)]
     fn slice(&mut self, address: GuestAddress, len: usize) -> Option<Piece<'m>> {
         let last = self
             .last
@@ -119,6 +119,7 @@ impl<'q, 'm> RingPass<'q, 'm> {
     }
 
     /// Whether the driver has made a chain available, and has not broken its index.
+    #[inline]
     fn has_next(&mut self) -> bool {
         self.knows_next() || self.look() && self.knows_next()
     }
@@ -129,6 +130,7 @@ impl<'q, 'm> RingPass<'q, 'm> {
     }
 
     /// Looks at the driver's index; `false` when that is impossible.
+    #[cold]
     fn look(&mut self) -> bool {
         let Ok(index) = self.areas.available.load(2, Ordering::Acquire) else {
             return false;
