@@ -1,7 +1,7 @@
 //! What other threads have a guest's worker do.
 //!
 //! A worker alone touches its connections. Whoever wants something of them leaves a
-//! question; the worker answers it in its next turn.
+//! question; the worker answers it in its next turn. One that has ended answers none.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,14 +21,15 @@ pub(crate) type Question = Box<dyn FnOnce(&mut Worker) + Send>;
 
 /// Questions for a worker.
 pub(crate) struct Inbox {
-    questions: Mutex<Vec<Question>>,
+    /// `None` when nobody is there to answer any more.
+    questions: Mutex<Option<Vec<Question>>>,
     waker: Waker,
 }
 
 impl Inbox {
     pub(crate) fn new(waker: Waker) -> Self {
         Self {
-            questions: Mutex::default(),
+            questions: Mutex::new(Some(Vec::new())),
             waker,
         }
     }
@@ -42,11 +43,12 @@ impl Inbox {
         // Whoever is first to take it decides: the worker, or the end of patience.
         let taken = Arc::new(AtomicBool::new(false));
         let takes = Arc::clone(&taken);
-        lock(&self.questions).push(Box::new(move |worker| {
+        let question: Question = Box::new(move |worker| {
             if !takes.swap(true, Ordering::AcqRel) {
                 let _ = answer.send(question(worker));
             }
-        }));
+        });
+        lock(&self.questions).as_mut()?.push(question);
         self.waker.wake();
         if let Ok(answer) = answers.recv_timeout(PATIENCE) {
             return Some(answer);
@@ -60,6 +62,13 @@ impl Inbox {
 
     /// What there is to answer.
     pub(crate) fn take(&self) -> Vec<Question> {
-        std::mem::take(&mut lock(&self.questions))
+        let mut questions = lock(&self.questions);
+        questions.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The worker has ended: who waits for an answer, or comes now, learns it at once.
+    pub(crate) fn close(&self) {
+        let unanswered = lock(&self.questions).take();
+        drop(unanswered);
     }
 }

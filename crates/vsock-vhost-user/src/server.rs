@@ -243,7 +243,11 @@ impl Server {
         let regroups = after.groups != before.groups;
         let groups = Groups::from_iter(after.groups.iter().cloned());
         if !handle.apply(after, router) {
-            return Err(ChangeError::Stuck(cid));
+            let is_there = self.handle(cid).is_some();
+            return Err(match is_there {
+                true => ChangeError::Stuck(cid),
+                false => ChangeError::NoSuchGuest(cid),
+            });
         }
         if regroups {
             self.switch.set_groups(cid, groups, Instant::now());

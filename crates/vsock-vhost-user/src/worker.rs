@@ -495,3 +495,9 @@ impl Worker {
         });
     }
 }
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}

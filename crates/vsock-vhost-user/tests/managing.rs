@@ -384,3 +384,27 @@ fn a_guest_is_removed_under_full_load_and_comes_back_with_the_same_cid() -> Resu
     drop(sink);
     Ok(())
 }
+
+#[test]
+fn a_list_does_not_wait_for_guests_that_are_being_removed() {
+    let device = house(&[(3, &[])]);
+    let done = AtomicBool::new(false);
+    let longest = thread::scope(|scope| {
+        let lists = scope.spawn(|| {
+            let mut longest = Duration::ZERO;
+            while !done.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                device.server.connections(None);
+                longest = longest.max(start.elapsed());
+            }
+            longest
+        });
+        for _ in 0..200 {
+            device.server.add(device.config(4)).unwrap();
+            assert!(device.remove(4));
+        }
+        done.store(true, Ordering::Relaxed);
+        lists.join().unwrap()
+    });
+    assert!(longest < REMOVAL, "a list took {longest:?}");
+}
