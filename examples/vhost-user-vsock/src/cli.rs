@@ -11,6 +11,7 @@ use crate::config_file::{Config, Control};
 use crate::ctl;
 use crate::daemon::Job;
 use crate::mistake::Mistake;
+use crate::sandbox::{Directory, Mode};
 use crate::spec::{Origin, Settings, VmSpec, split_groups};
 use crate::vm_option;
 
@@ -59,6 +60,17 @@ struct Options {
     /// The UNIX socket to create for requests that add, change and remove VMs
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+
+    /// A directory, with those in it, for the sockets of VMs that come later; may be
+    /// repeated. Those of VMs at the start and of the control socket need not be named
+    #[arg(long, value_name = "DIR")]
+    directory: Vec<PathBuf>,
+
+    /// Whether the daemon confines itself to its directories and system calls; off is for
+    /// debugging
+    #[arg(long, value_name = "on|off", value_enum, hide_possible_values = true)]
+    #[arg(default_value = "on")]
+    sandbox: Mode,
 
     /// The guest's CID, from 3 to 4294967294
     #[arg(long, value_name = "CID", allow_hyphen_values = true)]
@@ -217,9 +229,14 @@ impl Options {
             path,
             origin: Origin::Options,
         });
+        let sandbox = self.sandbox;
+        let mut directories = self.directories();
         if let Some(path) = self.config {
             let config = Config::read(&path)?;
+            directories.extend(config.directories);
             return Ok(Job {
+                sandbox,
+                directories,
                 control: only_one(control, config.control)?,
                 vms: config.vms,
                 config: Some(path),
@@ -235,7 +252,19 @@ impl Options {
             vms,
             config: None,
             control,
+            sandbox,
+            directories,
         })
+    }
+
+    fn directories(&self) -> Vec<Directory> {
+        let paths = self.directory.iter();
+        paths
+            .map(|path| Directory {
+                path: path.clone(),
+                setting: Origin::Options.setting("directory", path.display()),
+            })
+            .collect()
     }
 
     fn refuse_combinations(&self) -> Result<(), Mistake> {

@@ -12,6 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::mistake::Mistake;
+use crate::sandbox::Directory;
 use crate::spec::{Origin, Settings, Table, VmSpec};
 
 /// What a configuration says.
@@ -19,6 +20,8 @@ use crate::spec::{Origin, Settings, Table, VmSpec};
 pub(crate) struct Config {
     /// The control socket, if it is to have one.
     pub(crate) control: Option<Control>,
+    /// Where sockets of VMs that come later may be.
+    pub(crate) directories: Vec<Directory>,
     /// The VMs, in the order of the files' names and of the tables in each.
     pub(crate) vms: Vec<VmSpec>,
 }
@@ -35,6 +38,8 @@ pub(crate) struct Control {
 #[serde(deny_unknown_fields)]
 struct ConfigFile {
     control: Option<PathBuf>,
+    #[serde(default)]
+    directories: Vec<PathBuf>,
     #[serde(default)]
     vm: Vec<Settings>,
 }
@@ -95,6 +100,12 @@ impl Config {
             };
             self.set_control(control)?;
         }
+        let top = lines.top();
+        let directories = file.directories.into_iter().map(|path| Directory {
+            setting: top.setting("directories", path.display()),
+            path,
+        });
+        self.directories.extend(directories);
         let origins = lines.tables();
         let vms = file.vm.into_iter().zip(origins);
         self.vms

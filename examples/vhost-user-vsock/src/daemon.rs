@@ -20,6 +20,7 @@ use crate::mistake::Mistake;
 use crate::place::{Allow, MAX_PATH};
 use crate::plan;
 use crate::relay::Relay;
+use crate::sandbox::{self, Directory, Mode, Outcome, SandboxError, Territory};
 use crate::spec::VmSpec;
 use crate::systemd::{Activation, Notifier, Pulse};
 use crate::vm::Claim;
@@ -34,6 +35,10 @@ pub(crate) struct Job {
     pub(crate) config: Option<PathBuf>,
     /// The control socket.
     pub(crate) control: Option<Control>,
+    /// Whether the daemon confines itself.
+    pub(crate) sandbox: Mode,
+    /// Where sockets of VMs that come later may be.
+    pub(crate) directories: Vec<Directory>,
 }
 
 /// Why the daemon ends otherwise than by a signal.
@@ -48,6 +53,9 @@ pub(crate) enum Fault {
     /// The system refuses the handler of a signal.
     #[error("cannot watch for guest memory that is taken back: {0}")]
     MemoryFaults(#[source] io::Error),
+    /// The system refuses to confine us.
+    #[error("{0}; use a kernel with seccomp, or --sandbox off")]
+    Sandbox(#[from] SandboxError),
     /// The system refused the socket, or has no thread to spare for it.
     #[error("cannot answer at the control socket: {0}")]
     Control(#[source] io::Error),
@@ -73,6 +81,7 @@ pub(crate) fn check(path: &Path) -> Result<usize, Mistake> {
     claim
         .iter()
         .try_for_each(|claim| claim.examine(Allow::Live))?;
+    Territory::new(&config.directories)?;
     let none = Vms::beside(claim);
     let vms = plan::wanted(&none, config.vms)?;
     none.examine(vms.iter(), Allow::Live)?;
@@ -86,6 +95,8 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         mut vms,
         config,
         control,
+        sandbox,
+        directories,
     } = job;
     // From here on a signal is kept for the wait below, so it never finds a socket
     // that nobody will remove.
@@ -104,19 +115,30 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         .try_for_each(|claim| claim.examine(Allow::Dead))?;
     let can_reload = config.is_some();
     let control = control.map(|control| control.path);
+    let mut territory = Territory::new(&directories)?;
     let socket = control_socket(control.as_deref(), listener)?;
+    let sockets = vms.iter().flat_map(VmSpec::sockets);
+    for path in sockets.chain(control.as_deref()) {
+        territory.add_socket(path);
+    }
+    if let Some(config) = &config {
+        territory.set_config(config);
+    }
+    raise_descriptor_limit();
+    let (territory, outcome) = confine(sandbox, territory)?;
     let sources = Sources {
         config,
         control,
         activation,
+        territory,
     };
     let manager = Arc::new(Manager::new(Vms::beside(claim), sources));
-    raise_descriptor_limit();
     vsock_vhost_user::catch_memory_faults().map_err(Fault::MemoryFaults)?;
     manager.start(vms).map_err(|failure| match failure {
         Failure::Mistake(mistake) => Fault::Mistake(mistake),
         failure => Fault::Start(failure),
     })?;
+    outcome.log();
     let control = socket.map(|socket| ControlServer::start(socket, Arc::clone(&manager)));
     let control = control.transpose().map_err(Fault::Control)?.map(Arc::new);
     let handle = signals.handle();
@@ -152,6 +174,18 @@ fn nothing_to_do() -> Mistake {
         "give --guest-cid, --socket and --uds-path, or --vm, or --config, or --control \
          (see --help)",
     )
+}
+
+/// Confines all of the daemon, which has no second thread yet; it keeps to the territory
+/// only if it has to.
+fn confine(mode: Mode, territory: Territory) -> Result<(Option<Territory>, Outcome), SandboxError> {
+    match mode {
+        Mode::On => {
+            let outcome = sandbox::confine(&territory)?;
+            Ok((Some(territory), outcome))
+        }
+        Mode::Off => Ok((None, Outcome::Free)),
+    }
 }
 
 fn control_socket(

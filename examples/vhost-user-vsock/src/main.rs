@@ -30,6 +30,7 @@ mod place;
 mod plan;
 mod policy;
 mod relay;
+mod sandbox;
 mod spec;
 mod systemd;
 mod view;

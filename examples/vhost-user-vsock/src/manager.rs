@@ -25,6 +25,7 @@ use crate::config_file::{Config, Control};
 use crate::mistake::{Kind, Mistake};
 use crate::place::Allow;
 use crate::plan::{self, Step};
+use crate::sandbox::{Directory, Territory};
 use crate::spec::{Origin, Settings, VmSpec};
 use crate::systemd::{Activation, Hint};
 use crate::vm::Vm;
@@ -116,6 +117,28 @@ pub(crate) struct Sources {
     pub(crate) control: Option<PathBuf>,
     /// Sockets that the service manager opened.
     pub(crate) activation: Activation,
+    /// Where sockets may be, if the daemon is confined.
+    pub(crate) territory: Option<Territory>,
+}
+
+impl Sources {
+    /// # Errors
+    ///
+    /// A socket would be where a daemon that is confined can create none.
+    fn refuse_elsewhere<'a>(&self, vms: impl IntoIterator<Item = &'a Vm>) -> Result<(), Mistake> {
+        let Some(territory) = &self.territory else {
+            return Ok(());
+        };
+        let mut vms = vms.into_iter();
+        vms.try_for_each(|vm| territory.refuse_elsewhere(vm))
+    }
+
+    fn refuse_new(&self, directories: &[Directory]) -> Result<(), Mistake> {
+        let territory = self.territory.iter();
+        territory
+            .flat_map(|territory| directories.iter().map(|new| territory.refuse_new(new)))
+            .collect()
+    }
 }
 
 impl Manager {
@@ -159,6 +182,7 @@ impl Manager {
         let _changing = lock(&self.changing);
         let config = Config::read_again(path)?;
         self.refuse_other_control(config.control)?;
+        self.sources.refuse_new(&config.directories)?;
         self.apply(config.vms)
     }
 
@@ -184,6 +208,7 @@ impl Manager {
         }
         let now = lock(&self.vms).clone();
         let wanted = plan::wanted(&now, specs)?;
+        self.sources.refuse_elsewhere(wanted.iter())?;
         now.examine(wanted.iter(), Allow::Dead)?;
         let steps = plan::steps(&now, &wanted);
         self.take_all(&steps)?;
@@ -203,6 +228,7 @@ impl Manager {
         let vm = Vm::parse(spec)?;
         let cid = vm.cid;
         lock(&self.vms).refuse(&vm)?;
+        self.sources.refuse_elsewhere([&vm])?;
         // None of its places is another VM's, so each is to be free.
         vm.claims
             .iter()

@@ -125,6 +125,11 @@ impl Place {
         })
     }
 
+    /// The directory, by its one name without symbolic links.
+    pub(crate) fn directory(&self) -> &Path {
+        Path::new(&self.directory)
+    }
+
     /// Finds out whether a socket can be created here, at what was named by `path`.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,14 @@ impl VmSpec {
             settings,
             listener: None,
         }
+    }
+
+    /// Where it is to have its sockets.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = &Path> {
+        let Settings {
+            socket, uds_path, ..
+        } = &self.settings;
+        socket.iter().chain(uds_path).map(PathBuf::as_path)
     }
 }
 

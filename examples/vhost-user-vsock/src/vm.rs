@@ -40,7 +40,7 @@ pub(crate) struct Claim {
     /// Whether guest connections go to this path with `_<port>` appended.
     pub(crate) has_ports: bool,
     /// Whether the socket is there already, made for us by another process.
-    is_inherited: bool,
+    pub(crate) is_inherited: bool,
 }
 
 impl Vm {

@@ -18,6 +18,7 @@ const SIBLINGS: &str = include_str!("../../../docs/siblings.md");
 const LIMITS: &str = include_str!("../../../docs/limits.md");
 const CONTROL: &str = include_str!("../../../docs/control.md");
 const SYSTEMD: &str = include_str!("../../../docs/systemd.md");
+const SANDBOX: &str = include_str!("../../../docs/sandbox.md");
 const EMBEDDING: &str = include_str!("../../../docs/embedding.md");
 
 /// Every `--option` in a text.
@@ -51,7 +52,7 @@ fn other_pages_use_only_options_that_exist() {
     known.extend(of_cargo);
     known.extend(["--unix-socket", "--now"]); // curl's and systemctl's.
     for page in [
-        README, HYBRID, SIBLINGS, LIMITS, EMBEDDING, CONTROL, SYSTEMD,
+        README, HYBRID, SIBLINGS, LIMITS, EMBEDDING, CONTROL, SYSTEMD, SANDBOX,
     ] {
         let unknown: Vec<_> = options(page).difference(&known).copied().collect();
         assert_eq!(unknown, Vec::<&str>::new());
