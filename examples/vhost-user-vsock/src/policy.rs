@@ -193,7 +193,7 @@ fn host_cids_of(origin: &Origin, own: GuestCid, values: &[u64]) -> Result<Vec<Ci
         )),
         Ok(cid) if cid == own => Err(mistake(
             format!("{value} is the guest's own CID"),
-            "choose another, or another guest-cid",
+            "choose another for the host, or another for the guest",
         )),
         Ok(cid) => Ok(cid.cid()),
     };
