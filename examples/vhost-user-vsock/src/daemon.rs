@@ -151,8 +151,9 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
     let reload = || can_reload.then(|| reload(&manager, &notifier));
     wait(&mut signals, reload);
 
-    notifier.tell("STOPPING=1");
+    // Nothing follows the last word.
     drop(pulse);
+    notifier.tell("STOPPING=1");
     // Its jobs have ended, too, so the manager is ours alone.
     drop(control);
     if let Ok(manager) = Arc::try_unwrap(manager) {
