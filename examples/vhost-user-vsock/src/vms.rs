@@ -194,9 +194,13 @@ impl Claim {
 
 fn refuse_two_meanings(guest: &Vm, sibling: &Vm) -> Result<(), Mistake> {
     let (own, other) = (&guest.policy, &sibling.policy);
+    // First, since it is seldom so and there may be thousands of groups.
+    if !own.host_cids.contains(&sibling.cid.cid()) {
+        return Ok(());
+    }
     let shared = own.groups.iter().find(|group| other.groups.contains(group));
     match shared {
-        Some(group) if own.host_cids.contains(&sibling.cid.cid()) => Err(Mistake::of_kind(
+        Some(group) => Err(Mistake::of_kind(
             Kind::CidAmbiguous,
             guest.origin.setting("host-cids", list(&own.host_cids)),
             format!(
@@ -205,6 +209,6 @@ fn refuse_two_meanings(guest: &Vm, sibling: &Vm) -> Result<(), Mistake> {
             ),
             "choose another CID, or other groups",
         )),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
