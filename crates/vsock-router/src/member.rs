@@ -25,7 +25,7 @@ pub struct Member {
     port: Arc<dyn Port>,
     max_connections: AtomicUsize,
     max_backlog: AtomicUsize,
-    groups: Mutex<Groups>,
+    groups: Mutex<Arc<Groups>>,
     features: AtomicU64,
     /// What waits for siblings because of this guest, in bytes.
     charged: Arc<AtomicUsize>,
@@ -72,7 +72,7 @@ impl Member {
             port,
             max_connections: AtomicUsize::new(limits.connections),
             max_backlog: AtomicUsize::new(limits.backlog),
-            groups: Mutex::new(groups),
+            groups: Mutex::new(Arc::new(groups)),
             features: AtomicU64::new((Features::STREAM | Features::SEQPACKET).bits()),
             charged: Arc::default(),
             opened: Arc::default(),
@@ -148,7 +148,7 @@ impl Member {
 
     pub(crate) fn shares_group(&self, other: &Self) -> bool {
         // One after the other: nobody holds two locks.
-        let own = lock(&self.groups).clone();
+        let own = Arc::clone(&lock(&self.groups));
         !own.is_disjoint(&lock(&other.groups))
     }
 
@@ -422,7 +422,7 @@ impl Member {
 
     /// Changes the groups, and ends the connections that they no longer allow.
     pub(crate) fn set_groups(&self, groups: Groups, now: Instant) {
-        *lock(&self.groups) = groups;
+        *lock(&self.groups) = Arc::new(groups);
         let peers = self.flows().peers();
         for (ends, peer) in peers {
             if !self.may_reach(&peer) {
