@@ -11,6 +11,7 @@ use crate::account::{Charge, Waiting};
 use crate::flow::{Delivered, Ends, Half};
 use crate::member::Member;
 use crate::port::{Packet, Receiver};
+use crate::record::ConnectionId;
 use crate::router::Refusal;
 use crate::sync::atomic::AtomicUsize;
 
@@ -313,6 +314,15 @@ impl Flows {
         };
         how(&mut flow.half, now);
         self.settle(ends)
+    }
+
+    /// Resets the half that belongs to the connection of this number, and returns the peer.
+    pub(crate) fn end_numbered(&mut self, id: ConnectionId, now: Instant) -> Option<Arc<Member>> {
+        let is_meant = |(half, _): &(&Half, &Arc<Member>)| half.record().id() == id;
+        let (half, peer) = self.halves().find(is_meant)?;
+        let (ends, peer) = (half.ends(), Arc::clone(peer));
+        self.end(ends, Half::reset, now);
+        Some(peer)
     }
 
     /// Delivers what waits, in turn. `false` when the receiver ran out of buffers.

@@ -434,14 +434,13 @@ impl Member {
 
     /// Resets a connection by its number. `false` when the guest has no such connection.
     pub fn kill(&self, id: ConnectionId, now: Instant) -> bool {
-        let found = self.flows().halves().find_map(|(half, peer)| {
-            (half.record().id() == id).then(|| (half.ends(), Arc::clone(peer)))
-        });
-        let Some((ends, peer)) = found else {
+        let Some(peer) = self.flows().end_numbered(id, now) else {
             return false;
         };
-        self.end(ends, Half::reset, now);
-        peer.end(ends.reversed(), Half::reset, now);
+        // The same ports may be another connection's by now.
+        let _ = peer.flows().end_numbered(id, now);
+        self.flush(now);
+        peer.flush(now);
         true
     }
 

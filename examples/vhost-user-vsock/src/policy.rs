@@ -62,6 +62,10 @@ const MAX_REQUESTS_PER_SECOND: Limit = Limit {
     unit: ", or 0 for any number",
 };
 
+/// The most groups a VM may be in, and the longest name of one, in bytes.
+const MAX_GROUPS: usize = 256;
+const MAX_GROUP_NAME: usize = 64;
+
 /// The settings of a VM that may be changed while it is served.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Policy {
@@ -201,14 +205,22 @@ fn host_cids_of(origin: &Origin, own: GuestCid, values: &[u64]) -> Result<Vec<Ci
 }
 
 fn groups(origin: &Origin, names: &[String]) -> Result<Vec<String>, Mistake> {
+    if names.len() > MAX_GROUPS {
+        return Err(Mistake::new(
+            origin.setting("groups", names.join("+")),
+            format!("these are {} groups", names.len()),
+            format!("choose at most {MAX_GROUPS}"),
+        ));
+    }
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let is_wrong = |name: &&String| name.is_empty() || !name.chars().all(allowed);
+    let is_wrong =
+        |name: &&String| !(1..=MAX_GROUP_NAME).contains(&name.len()) || !name.chars().all(allowed);
     match names.iter().find(is_wrong) {
         None => Ok(names.to_vec()),
         Some(name) => Err(Mistake::new(
             origin.setting("groups", names.join("+")),
             format!("'{name}' is no group's name"),
-            "use letters, digits, '-', '_' and '.' only",
+            format!("use letters, digits, '-', '_' and '.' only, at most {MAX_GROUP_NAME}"),
         )),
     }
 }

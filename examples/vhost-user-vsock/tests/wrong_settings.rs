@@ -116,6 +116,11 @@ const WRONG_SETTINGS: &[WrongSetting] = &[
     wrong("groups", "", &["'' is no group's name", "letters"]),
     wrong("groups", "a++b", &["'' is no group's name", "letters"]),
     wrong("groups", "a+b c", &["'b c' is no group's name", "letters"]),
+    wrong(
+        "groups",
+        "a123456789b123456789c123456789d123456789e123456789f123456789g1234",
+        &["is no group's name", "at most 64"],
+    ),
 ];
 
 /// What the paths of the tables refer to.

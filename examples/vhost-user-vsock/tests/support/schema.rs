@@ -16,6 +16,8 @@ const WORDS: &[&str] = &[
     "enum",
     "minimum",
     "maximum",
+    "maxItems",
+    "maxLength",
     "pattern",
     "oneOf",
 ];
@@ -179,6 +181,13 @@ fn bounds(at: &str, schema: &Value, value: &Value) -> Result<(), String> {
         && !values.contains(value)
     {
         return Err(format!("{at}: none of {values:?}"));
+    }
+    let most = |word: &str| schema[word].as_u64();
+    let items = value.as_array().map(|items| items.len() as u64);
+    let length = value.as_str().map(|text| text.chars().count() as u64);
+    let exceeds = |size: Option<u64>, word| size.zip(most(word)).is_some_and(|(is, may)| is > may);
+    if exceeds(items, "maxItems") || exceeds(length, "maxLength") {
+        return Err(format!("{at}: too long"));
     }
     let Some(number) = value.as_f64() else {
         return Ok(());
