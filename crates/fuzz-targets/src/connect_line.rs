@@ -55,7 +55,11 @@ fn expected(text: &[u8]) -> Outcome {
     let mut number = 0u64;
     for digit in port {
         match digit {
-            b'0'..=b'9' => number = number.saturating_mul(10) + u64::from(digit - b'0'),
+            b'0'..=b'9' => {
+                number = number
+                    .saturating_mul(10)
+                    .saturating_add(u64::from(digit - b'0'));
+            }
             _ => return Err(ConnectLineError::Malformed),
         }
     }

@@ -19,7 +19,7 @@ const BOUNDS: [(&str, f64); 8] = [
     ("guest to host, 64 KiB packets", 0.2),
     ("guest to host, 64 B packets", 1.5),
     ("host to guest, 64 KiB writes", 0.25),
-    ("siblings, 64 KiB packets", 0.06),
+    ("siblings, 64 KiB packets", 0.04),
     ("siblings, packets that fit one buffer", 0.02),
     ("round trip guest-host, one core", 0.3),
     ("round trip siblings, one core", 0.17),
