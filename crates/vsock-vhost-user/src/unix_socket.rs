@@ -17,7 +17,7 @@ const BACKLOG: i32 = 128;
 /// A socket's place in the file system; it is freed when this is dropped, unless
 /// something else has taken it meanwhile.
 #[derive(Debug)]
-pub(crate) struct SocketPath {
+pub struct SocketPath {
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
@@ -38,8 +38,14 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Listens at a path that is free or holds a dead socket. Only the owner may connect.
-pub(crate) fn listen(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
+/// Listens at a path that is free or holds a dead socket, for a control socket beside those of
+/// the guests, say. Only the owner may connect. The path is free again when its
+/// [`SocketPath`] is dropped.
+///
+/// # Errors
+///
+/// A live socket is there, or something else, or the system refuses.
+pub fn listen(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
     remove_dead(path)?;
     let socket = unix_socket(SocketType::STREAM)?;
     // Before it is bound, so that nobody else can connect in between.

@@ -1,25 +1,19 @@
 //! The socket itself: its owner's alone, and gone in the end.
 
-use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::Mode;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-
-/// Clients that may wait to be let in.
-const BACKLOG: i32 = 128;
+use vsock_vhost_user::SocketPath;
 
 /// A listening socket. Dropped, its path is free again, unless the socket was inherited
 /// or something else is there now.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
     listener: Arc<UnixListener>,
-    place: Option<(PathBuf, (u64, u64))>,
+    /// Free again when this is dropped.
+    _place: Option<SocketPath>,
 }
 
 impl ControlSocket {
@@ -30,21 +24,10 @@ impl ControlSocket {
     ///
     /// What the system said.
     pub(crate) fn bind(path: &Path) -> io::Result<Self> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => (),
-        }
-        let flags = SocketFlags::CLOEXEC;
-        let socket: OwnedFd =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        // Before it is bound, so that nobody else can connect in between.
-        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-        rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-        let place = Some((path.to_owned(), identity(path)?));
-        rustix::net::listen(&socket, BACKLOG)?;
+        let (listener, place) = vsock_vhost_user::listen(path)?;
         Ok(Self {
-            listener: Arc::new(socket.into()),
-            place,
+            listener: Arc::new(listener),
+            _place: Some(place),
         })
     }
 
@@ -52,7 +35,7 @@ impl ControlSocket {
     pub(crate) fn inherited(listener: Arc<UnixListener>) -> Self {
         Self {
             listener,
-            place: None,
+            _place: None,
         }
     }
 
@@ -64,24 +47,9 @@ impl ControlSocket {
     }
 }
 
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        if let Some((path, made)) = &self.place
-            && identity(path).is_ok_and(|identity| identity == *made)
-        {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-/// Device and inode. While the socket is open, its inode is nobody else's.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
