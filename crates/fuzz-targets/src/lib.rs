@@ -27,6 +27,7 @@
 mod chain;
 mod connect_line;
 mod connection;
+mod control;
 mod packets;
 mod session;
 mod steps;
@@ -55,6 +56,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "connection",
         run: connection::run,
+    },
+    Target {
+        name: "control",
+        run: control::run,
     },
     Target {
         name: "session",

@@ -413,6 +413,13 @@ impl Member {
         self.end_all(true, now);
     }
 
+    /// Lets go of all connections, of which nobody will hear any more.
+    pub(crate) fn forget_all(&self) {
+        let forgotten = self.flows().take_all(true);
+        // Unlocked by now: it may be the last to hold a peer.
+        drop(forgotten);
+    }
+
     fn end_all(&self, for_good: bool, now: Instant) {
         let flows = self.flows().take_all(for_good);
         for (ends, peer) in flows.peers() {

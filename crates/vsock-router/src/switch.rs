@@ -41,7 +41,8 @@ impl Default for Limits {
 #[error("CID {0} is taken by another guest of the switch")]
 pub struct JoinError(pub GuestCid);
 
-/// The guests that may reach each other, by the groups they share.
+/// The guests that may reach each other, by the groups they share. With it their connections
+/// go, and nobody is told.
 #[derive(Debug, Default)]
 pub struct Switch {
     members: RwLock<HashMap<Cid, Arc<Member>>>,
@@ -54,7 +55,8 @@ impl Switch {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            ..Self::default()
+            members: RwLock::default(),
+            recorder: Arc::default(),
         }
     }
 
@@ -154,6 +156,15 @@ impl Switch {
             return Err(Refusal::TypeNotSupported);
         }
         Ok(Arc::clone(target))
+    }
+}
+
+impl Drop for Switch {
+    /// The members of a connection hold each other: nobody is left to end it.
+    fn drop(&mut self) {
+        for member in self.read().values() {
+            member.forget_all();
+        }
     }
 }
 

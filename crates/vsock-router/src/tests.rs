@@ -963,3 +963,15 @@ fn a_killed_connection_ends_for_both_and_no_other_does() {
     one.send(stays, b"x");
     assert_eq!(other.bytes(), b"x");
 }
+
+#[test]
+fn a_switch_that_is_dropped_leaves_no_member_behind() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    house.connect(&one, &other);
+    let members = [&one, &other].map(|guest| Arc::downgrade(&guest.member));
+    drop((house, one, other));
+    for member in members {
+        assert_eq!(member.strong_count(), 0);
+    }
+}

@@ -25,13 +25,16 @@ use std::sync::mpsc::channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tracing::warn;
 
 pub(crate) use socket::ControlSocket;
 
+use self::perform::Performer;
 use crate::manager::Manager;
+use crate::spec::Settings;
 
 /// Jobs that are done at once: each stream of events is one, the others are short.
 const MAX_JOBS: usize = stream::MAX_STREAMS + 8;
@@ -96,4 +99,41 @@ impl Drop for ControlServer {
             warn!("the control socket's thread has panicked");
         }
     }
+}
+
+/// Answers clients that are there already, without a thread or a socket of its own.
+pub(crate) struct Attendant {
+    performer: Performer,
+    stopping: watch::Sender<bool>,
+}
+
+impl Attendant {
+    pub(crate) fn new(manager: Arc<Manager>) -> Self {
+        let (stopping, is_stopping) = watch::channel(false);
+        Self {
+            performer: Performer::new(manager, is_stopping),
+            stopping,
+        }
+    }
+
+    /// Serves one client until it leaves, within a Tokio runtime.
+    pub(crate) async fn attend(&self, client: UnixStream) {
+        door::attend(client, self.performer.clone()).await;
+    }
+}
+
+impl Drop for Attendant {
+    fn drop(&mut self) {
+        // It fails when no stream is left to end.
+        let _ = self.stopping.send(true);
+    }
+}
+
+/// Reads settings as requests have them.
+///
+/// # Errors
+///
+/// What the client is told.
+pub(crate) fn read_settings(body: &[u8]) -> Result<Settings, String> {
+    route::parse(body).map_err(|refusal| refusal.message().to_owned())
 }

@@ -117,6 +117,11 @@ impl Refusal {
         }
     }
 
+    /// What is wrong.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// A method that the path does not take.
     pub(super) fn method(message: impl Into<String>, allowed: &'static str) -> Self {
         let remedy = format!("use {allowed}");

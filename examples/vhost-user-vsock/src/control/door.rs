@@ -13,7 +13,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::geteuid;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -22,7 +22,6 @@ use super::answer::{Answer, Body, Refusal};
 use super::patience::Patient;
 use super::perform::Performer;
 use super::route::{self, Call};
-use super::stream::MAX_STREAMS;
 use crate::manager::Manager;
 
 /// Clients that are let in at once; further ones wait in the socket's backlog.
@@ -45,11 +44,7 @@ pub(super) async fn serve(
     mut stopping: watch::Receiver<bool>,
 ) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
-    let performer = Performer {
-        manager,
-        streams: Arc::new(Semaphore::new(MAX_STREAMS)),
-        stopping: stopping.clone(),
-    };
+    let performer = Performer::new(manager, stopping.clone());
     let mut clients = JoinSet::new();
     loop {
         let next = async {
@@ -59,7 +54,11 @@ pub(super) async fn serve(
         };
         tokio::select! {
             Some((stream, place)) = next => {
-                clients.spawn(attend(stream, place, performer.clone()));
+                let attended = attend(stream, performer.clone());
+                clients.spawn(async move {
+                    attended.await;
+                    drop(place);
+                });
             }
             // Those that have left.
             Some(_) = clients.join_next(), if !clients.is_empty() => (),
@@ -83,7 +82,7 @@ async fn accept(listener: &UnixListener) -> UnixStream {
 }
 
 /// Serves one client until it leaves, or the daemon ends.
-async fn attend(stream: UnixStream, _place: OwnedSemaphorePermit, performer: Performer) {
+pub(super) async fn attend(stream: UnixStream, performer: Performer) {
     let is_allowed = is_allowed(&stream).unwrap_or(false);
     let mut stopping = performer.stopping.clone();
     let service = service_fn(|request| answer(request, performer.clone(), is_allowed));

@@ -19,12 +19,20 @@ const OPENAPI: &str = include_str!("openapi.json");
 /// What it takes to do it.
 #[derive(Clone)]
 pub(super) struct Performer {
-    pub(super) manager: Arc<Manager>,
-    pub(super) streams: Arc<Semaphore>,
+    manager: Arc<Manager>,
+    streams: Arc<Semaphore>,
     pub(super) stopping: watch::Receiver<bool>,
 }
 
 impl Performer {
+    pub(super) fn new(manager: Arc<Manager>, stopping: watch::Receiver<bool>) -> Self {
+        Self {
+            manager,
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            stopping,
+        }
+    }
+
     /// Does what may wait on another thread. What was begun is finished, also if the
     /// client leaves meanwhile.
     pub(super) async fn perform(&self, call: Call) -> Answer {

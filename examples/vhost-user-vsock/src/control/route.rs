@@ -158,7 +158,7 @@ impl Route {
     }
 }
 
-fn parse(body: &[u8]) -> Result<Settings, Refusal> {
+pub(super) fn parse(body: &[u8]) -> Result<Settings, Refusal> {
     let wrong = |what: &dyn Display| {
         Refusal::bad_request(
             format!("the body is not what belongs here: {what}"),
