@@ -290,7 +290,9 @@ impl Stream {
     ) -> Result<Option<Reply>, Error> {
         self.rx_cnt = self.rx_cnt.wrapping_add(header.len);
         if (self.rx_cnt.wrapping_sub(self.promised) as i32) > 0 {
-            return Err(broken("exceeds the guest's credit", header));
+            let by = self.rx_cnt.wrapping_sub(self.promised);
+            let how = format!("exceeds the guest's credit by {by} bytes");
+            return Err(broken(&how, header));
         }
         if self.peer_shutdown.contains(ShutdownFlags::SEND) {
             return Err(broken("comes after the peer's SHUTDOWN", header));

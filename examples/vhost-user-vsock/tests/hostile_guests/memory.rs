@@ -4,7 +4,7 @@ use std::thread::spawn;
 use std::time::Duration;
 
 use vsock_testkit::host::HostListener;
-use vsock_testkit::{Guest, Memory, ProtocolFeatures, Setup, VhostUser};
+use vsock_testkit::{Guest, Memory, ProtocolFeatures, Setup, Transport, VhostUser, queue};
 
 use crate::hostile::raw::{RawFrontend, longs, request};
 use crate::hostile::{ECHO, HOSTILE, House, done};
@@ -22,10 +22,16 @@ fn unsealed(house: &House) -> (Guest, Memory) {
 }
 
 /// Takes the memory back; the session ends for it, with a word in the log.
+///
+/// All that was under way may have been dealt with by then, so the guest kicks once more,
+/// as one does that goes on.
 #[track_caller]
 fn loses_its_memory(house: &House, mut guest: Guest, memory: &Memory) {
     let frontend = RawFrontend::of(&mut guest);
     done(memory.take_back());
+    for queue in [queue::RX, queue::TX] {
+        done(guest.transport().kick(queue));
+    }
     frontend.expect_end();
     drop(guest);
     house.has_ended_a_session();
@@ -70,7 +76,6 @@ fn memory_taken_back_under_a_sibling_that_sends() {
 
 /// The guest sends, to the host and to a sibling: its worker reads where nothing is.
 #[test]
-#[ignore = "fails now and then, which is not understood yet"]
 fn memory_taken_back_under_a_guest_that_sends() {
     let house = House::new();
     for to_sibling in [false, true] {
