@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use vsock_packet::{Cid, GuestCid};
 
+use crate::unix_socket::SocketAccess;
+
 /// Where a guest's frontend connects.
 #[derive(Debug)]
 pub enum VhostUserSocket {
@@ -24,6 +26,9 @@ pub struct GuestConfig {
     /// The hybrid vsock socket: host applications connect here, and the guest's
     /// connections to host port P go to the socket at this path with `_P` appended.
     pub uds_path: PathBuf,
+    /// Who may connect to the two sockets, where the server creates them. What this guest's
+    /// sockets allow says nothing of another's.
+    pub access: SocketAccess,
     /// The groups this guest is in. It reaches the guests it shares one with; with none,
     /// it reaches the host only.
     pub groups: Vec<String>,
@@ -77,6 +82,7 @@ impl GuestConfig {
             cid,
             socket: VhostUserSocket::Path(socket.into()),
             uds_path: uds_path.into(),
+            access: SocketAccess::default(),
             groups: Vec::new(),
             host_cids: Vec::new(),
             queue_size: Self::MAX_QUEUE_SIZE,

@@ -104,5 +104,5 @@ pub use events::{ClientRefusal, Event, Events, NoEvent};
 pub use memory_faults::catch_memory_faults;
 pub use server::{AddError, ChangeError, Server};
 pub use status::{ConnectionStatus, GuestState, GuestStatus};
-pub use unix_socket::{SocketPath, listen};
+pub use unix_socket::{SocketAccess, SocketPath, listen};
 pub use vsock_router::{ConnectionId, ConnectionKind, ConnectionState, SiblingCounters};

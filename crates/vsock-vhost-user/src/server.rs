@@ -21,12 +21,15 @@ use crate::events::{Event, Events, Hub};
 use crate::guest::Guest;
 use crate::handle::{Handle, Settings};
 use crate::status::{ConnectionStatus, GuestStatus};
-use crate::unix_socket;
+use crate::unix_socket::{self, SocketAccess};
 use crate::worker::{SetupError, Worker};
 
 /// Why a guest could not be added. Nothing is left behind.
 #[derive(Debug, Error)]
 pub enum AddError {
+    /// There are as many guests as there may be.
+    #[error("there are {0} guests already: remove one, or allow more")]
+    TooMany(usize),
     /// The CID is taken.
     #[error("CID {0} is taken by another guest: choose another, or remove that guest first")]
     CidTaken(GuestCid),
@@ -93,6 +96,7 @@ pub struct Server {
     plans: Mutex<()>,
     switch: Arc<Switch>,
     hub: Arc<Hub>,
+    max_guests: usize,
 }
 
 impl Default for Server {
@@ -102,6 +106,10 @@ impl Default for Server {
 }
 
 impl Server {
+    /// The guests there may be at once, unless somebody chose another number: each takes
+    /// two threads or more, and a dozen descriptors.
+    pub const DEFAULT_MAX_GUESTS: usize = 1024;
+
     /// A server without guests.
     pub fn new() -> Self {
         let hub = Arc::new(Hub::default());
@@ -112,7 +120,15 @@ impl Server {
             plans: Mutex::default(),
             switch: Arc::new(Switch::default().with_recorder(recorder)),
             hub,
+            max_guests: Self::DEFAULT_MAX_GUESTS,
         }
+    }
+
+    /// The same with another bound of the guests there may be at once.
+    #[must_use]
+    pub fn with_max_guests(mut self, max_guests: usize) -> Self {
+        self.max_guests = max_guests;
+        self
     }
 
     /// The guests as siblings.
@@ -155,15 +171,20 @@ impl Server {
     ) -> Result<(), AddError> {
         let _plans = lock(&self.plans);
         let cid = config.cid;
-        if lock(&self.guests).contains_key(&cid) {
+        let guests = lock(&self.guests);
+        if guests.contains_key(&cid) {
             return Err(AddError::CidTaken(cid));
         }
+        if guests.len() >= self.max_guests {
+            return Err(AddError::TooMany(self.max_guests));
+        }
+        drop(guests);
         let size = config.queue_size;
         if !size.is_power_of_two() || size > GuestConfig::MAX_QUEUE_SIZE {
             return Err(AddError::QueueSize(size));
         }
         self.refuse_two_meanings(cid, &Settings::of(&config))?;
-        let (clients, uds_path) = listen(&config.uds_path)?;
+        let (clients, uds_path) = listen(&config.uds_path, config.access)?;
         let mut paths = vec![uds_path];
         let worker =
             Worker::new(&config, clients, router, &self.switch, &self.hub).map_err(|error| {
@@ -180,7 +201,7 @@ impl Server {
         let frontends = match config.socket {
             VhostUserSocket::Listener(listener) => listener,
             VhostUserSocket::Path(path) => {
-                let (listener, place) = listen(&path)?;
+                let (listener, place) = listen(&path, config.access)?;
                 paths.push(place);
                 listener
             }
@@ -348,8 +369,9 @@ impl fmt::Debug for Server {
 
 fn listen(
     path: &Path,
+    access: SocketAccess,
 ) -> Result<(std::os::unix::net::UnixListener, unix_socket::SocketPath), AddError> {
-    unix_socket::listen(path).map_err(|source| AddError::Listen {
+    unix_socket::listen(path, access).map_err(|source| AddError::Listen {
         path: path.to_owned(),
         source,
     })

@@ -7,6 +7,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::access::{Written, WrittenAccess};
 use crate::config_file::{Config, Control};
 use crate::ctl;
 use crate::daemon::Job;
@@ -24,7 +25,7 @@ pub(crate) enum Request {
     /// To write this to standard output and end.
     Print(String),
     /// To serve VMs.
-    Serve(Job),
+    Serve(Box<Job>),
     /// To find what is wrong with this file or directory.
     Check(PathBuf),
     /// To ask a running daemon.
@@ -47,7 +48,7 @@ struct Options {
     command: Option<Command>,
 
     /// One VM, of several: guest-cid=CID,socket=PATH,uds-path=PATH, and as needed
-    /// groups=NAME+NAME, host-cids=CID+CID, queue-size=N, tx-buffer-size=BYTES,
+    /// socket-mode=MODE, socket-owner=USER:GROUP, groups=NAME+NAME, host-cids=CID+CID, queue-size=N, tx-buffer-size=BYTES,
     /// max-connections=N, max-backlog=BYTES, max-buffered=BYTES, max-handshakes=N,
     /// max-bytes-per-second=BYTES, max-requests-per-second=N
     #[arg(long, value_name = "KEY=VALUE,...")]
@@ -60,6 +61,21 @@ struct Options {
     /// The UNIX socket to create for requests that add, change and remove VMs
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+
+    /// The mode of the control socket, in octal digits [default: 0600]
+    #[arg(long, value_name = "MODE", allow_hyphen_values = true)]
+    control_mode: Option<String>,
+
+    /// Who owns the control socket, by names or numbers [default: the daemon's user]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    control_owner: Option<String>,
+
+    #[command(flatten)]
+    access: AccessOptions,
+
+    /// The VMs there may be at once, from 1 to 65536 [default: 1024]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    max_guests: Option<String>,
 
     /// A directory, with those in it, for the sockets of VMs that come later; may be
     /// repeated. Those of VMs at the start and of the control socket need not be named
@@ -100,6 +116,18 @@ struct Options {
     /// Print what this back end is as JSON, and end
     #[arg(long)]
     print_capabilities: bool,
+}
+
+/// Who may connect to VMs' sockets.
+#[derive(Debug, Args)]
+pub(crate) struct AccessOptions {
+    /// The mode of a VM's sockets, in octal digits [default: 0600]
+    #[arg(long, value_name = "MODE", allow_hyphen_values = true)]
+    pub(crate) socket_mode: Option<String>,
+
+    /// Who owns a VM's sockets, by names or numbers [default: the daemon's user]
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub(crate) socket_owner: Option<String>,
 }
 
 /// What can be changed of a VM while it is served.
@@ -181,7 +209,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request,
         .and_then(|matches| Options::from_arg_matches(&matches));
     match matches {
         Ok(options) => match options.command {
-            None => options.into_job().map(Request::Serve),
+            None => options.into_job().map(|job| Request::Serve(Box::new(job))),
             Some(Command::Check { path }) => Ok(Request::Check(path)),
             Some(Command::Ctl(options)) => Ok(Request::Ctl(options)),
             Some(Command::Completions { shell }) => Ok(Request::Print(completions(shell))),
@@ -230,6 +258,20 @@ impl Options {
             origin: Origin::Options,
         });
         let sandbox = self.sandbox;
+        let written = |key, value: &Option<String>| {
+            value
+                .as_ref()
+                .map(|it| Written::new(key, it, &Origin::Options))
+        };
+        let socket_access = WrittenAccess {
+            mode: written("socket-mode", &self.access.socket_mode),
+            owner: written("socket-owner", &self.access.socket_owner),
+        };
+        let control_access = WrittenAccess {
+            mode: written("control-mode", &self.control_mode),
+            owner: written("control-owner", &self.control_owner),
+        };
+        let max_guests = written("max-guests", &self.max_guests);
         let mut directories = self.directories();
         if let Some(path) = self.config {
             let config = Config::read(&path)?;
@@ -238,6 +280,9 @@ impl Options {
                 sandbox,
                 directories,
                 control: only_one(control, config.control)?,
+                socket_access: socket_access.and(config.socket_access)?,
+                control_access: control_access.and(config.control_access)?,
+                max_guests: Written::only_one(max_guests, config.max_guests)?,
                 vms: config.vms,
                 config: Some(path),
             });
@@ -252,6 +297,9 @@ impl Options {
             vms,
             config: None,
             control,
+            socket_access,
+            control_access,
+            max_guests,
             sandbox,
             directories,
         })

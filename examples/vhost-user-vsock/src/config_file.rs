@@ -11,6 +11,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::access::{Written, WrittenAccess};
 use crate::mistake::Mistake;
 use crate::sandbox::Directory;
 use crate::spec::{Origin, Settings, Table, VmSpec};
@@ -22,6 +23,11 @@ pub(crate) struct Config {
     pub(crate) control: Option<Control>,
     /// Where sockets of VMs that come later may be.
     pub(crate) directories: Vec<Directory>,
+    /// Who may connect to VMs' sockets, and to the control socket.
+    pub(crate) socket_access: WrittenAccess,
+    pub(crate) control_access: WrittenAccess,
+    /// How many VMs there may be.
+    pub(crate) max_guests: Option<Written>,
     /// The VMs, in the order of the files' names and of the tables in each.
     pub(crate) vms: Vec<VmSpec>,
 }
@@ -38,6 +44,11 @@ pub(crate) struct Control {
 #[serde(deny_unknown_fields)]
 struct ConfigFile {
     control: Option<PathBuf>,
+    control_mode: Option<String>,
+    control_owner: Option<String>,
+    socket_mode: Option<String>,
+    socket_owner: Option<String>,
+    max_guests: Option<u64>,
     #[serde(default)]
     directories: Vec<PathBuf>,
     #[serde(default)]
@@ -101,6 +112,20 @@ impl Config {
             self.set_control(control)?;
         }
         let top = lines.top();
+        let written = |key, value: Option<&String>| value.map(|it| Written::new(key, it, &top));
+        let socket_access = WrittenAccess {
+            mode: written("socket-mode", file.socket_mode.as_ref()),
+            owner: written("socket-owner", file.socket_owner.as_ref()),
+        };
+        let control_access = WrittenAccess {
+            mode: written("control-mode", file.control_mode.as_ref()),
+            owner: written("control-owner", file.control_owner.as_ref()),
+        };
+        let max_guests = file.max_guests.map(|most| most.to_string());
+        let max_guests = written("max-guests", max_guests.as_ref());
+        self.socket_access = std::mem::take(&mut self.socket_access).and(socket_access)?;
+        self.control_access = std::mem::take(&mut self.control_access).and(control_access)?;
+        self.max_guests = Written::only_one(self.max_guests.take(), max_guests)?;
         let directories = file.directories.into_iter().map(|path| Directory {
             setting: top.setting("directories", path.display()),
             path,

@@ -65,8 +65,9 @@ impl ControlServer {
             let _context = runtime.enter();
             socket.listener()?
         };
+        let is_given = socket.is_given();
         let serve = move |runtime: Runtime| {
-            runtime.block_on(door::serve(listener, manager, is_stopping));
+            runtime.block_on(door::serve(listener, is_given, manager, is_stopping));
             // Waits for the jobs.
             drop(runtime);
             drop(socket);
@@ -118,7 +119,7 @@ impl Attendant {
 
     /// Serves one client until it leaves, within a Tokio runtime.
     pub(crate) async fn attend(&self, client: UnixStream) {
-        door::attend(client, self.performer.clone()).await;
+        door::attend(client, true, self.performer.clone()).await;
     }
 }
 

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use thiserror::Error;
 
-use crate::cli::PolicyOptions;
+use crate::cli::{AccessOptions, PolicyOptions};
 use crate::mistake::Mistake;
 use crate::view::ErrorView;
 use query::{Format, Query};
@@ -99,6 +99,9 @@ struct AddOptions {
     /// The longest ring the VMM may ask for, a power of two up to 1024 [default: 1024]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     queue_size: Option<String>,
+
+    #[command(flatten)]
+    access: AccessOptions,
 
     #[command(flatten)]
     policy: PolicyOptions,

@@ -5,13 +5,16 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
+use vsock_vhost_user::{Server, SocketAccess};
 
+use crate::access::{AccessRules, Written, WrittenAccess, is_open_to_all};
 use crate::config_file::{Config, Control};
 use crate::control::{ControlServer, ControlSocket};
 use crate::inherited;
@@ -20,11 +23,14 @@ use crate::mistake::Mistake;
 use crate::place::{Allow, MAX_PATH};
 use crate::plan;
 use crate::relay::Relay;
-use crate::sandbox::{self, Directory, Mode, Outcome, SandboxError, Territory};
+use crate::sandbox::{self, Directory, Mode as SandboxMode, Outcome, SandboxError, Territory};
 use crate::spec::VmSpec;
 use crate::systemd::{Activation, Notifier, Pulse};
 use crate::vm::Claim;
 use crate::vms::Vms;
+
+/// No process has descriptors for more.
+const MAX_MAX_GUESTS: usize = 65_536;
 
 /// What the daemon is to do.
 #[derive(Default, Debug)]
@@ -35,8 +41,13 @@ pub(crate) struct Job {
     pub(crate) config: Option<PathBuf>,
     /// The control socket.
     pub(crate) control: Option<Control>,
+    /// Who may connect to VMs' sockets, and to the control socket.
+    pub(crate) socket_access: WrittenAccess,
+    pub(crate) control_access: WrittenAccess,
+    /// How many VMs there may be.
+    pub(crate) max_guests: Option<Written>,
     /// Whether the daemon confines itself.
-    pub(crate) sandbox: Mode,
+    pub(crate) sandbox: SandboxMode,
     /// Where sockets of VMs that come later may be.
     pub(crate) directories: Vec<Directory>,
 }
@@ -82,8 +93,10 @@ pub(crate) fn check(path: &Path) -> Result<usize, Mistake> {
         .iter()
         .try_for_each(|claim| claim.examine(Allow::Live))?;
     Territory::new(&config.directories)?;
-    let none = Vms::beside(claim);
-    let vms = plan::wanted(&none, config.vms)?;
+    let rules = AccessRules::new(&config.socket_access)?;
+    AccessRules::new(&config.control_access)?;
+    let none = Vms::beside(claim).at_most(max_guests(config.max_guests.as_ref())?);
+    let vms = plan::wanted(&none, config.vms, &rules)?;
     none.examine(vms.iter(), Allow::Live)?;
     Ok(vms.len())
 }
@@ -95,6 +108,9 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         mut vms,
         config,
         control,
+        socket_access,
+        control_access,
+        max_guests: written_most,
         sandbox,
         directories,
     } = job;
@@ -115,8 +131,13 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         .try_for_each(|claim| claim.examine(Allow::Dead))?;
     let can_reload = config.is_some();
     let control = control.map(|control| control.path);
+    let most = max_guests(written_most.as_ref())?;
+    let mut rules = AccessRules::new(&socket_access)?;
+    let control_rules = AccessRules::new(&control_access)?;
     let mut territory = Territory::new(&directories)?;
-    let socket = control_socket(control.as_deref(), listener)?;
+    // All that it creates are sockets, and each has the mode it is to have.
+    umask(Mode::empty());
+    let socket = control_socket(control.as_deref(), control_rules.default_access(), listener)?;
     let sockets = vms.iter().flat_map(VmSpec::sockets);
     for path in sockets.chain(control.as_deref()) {
         territory.add_socket(path);
@@ -125,14 +146,24 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         territory.set_config(config);
     }
     raise_descriptor_limit();
+    let has_owner = |vm: &VmSpec| vm.settings.socket_owner.is_some();
+    if socket_access.owner.is_some() || vms.iter().any(has_owner) {
+        territory.allow_giving();
+    } else if sandbox == SandboxMode::On {
+        rules.renounce();
+    }
     let (territory, outcome) = confine(sandbox, territory)?;
     let sources = Sources {
         config,
         control,
         activation,
+        socket_access,
+        control_access,
+        max_guests: written_most,
+        rules,
         territory,
     };
-    let manager = Arc::new(Manager::new(Vms::beside(claim), sources));
+    let manager = Arc::new(Manager::new(Vms::beside(claim).at_most(most), sources));
     vsock_vhost_user::catch_memory_faults().map_err(Fault::MemoryFaults)?;
     manager.start(vms).map_err(|failure| match failure {
         Failure::Mistake(mistake) => Fault::Mistake(mistake),
@@ -168,6 +199,22 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
     Ok(())
 }
 
+/// How many VMs there may be at once.
+fn max_guests(written: Option<&Written>) -> Result<usize, Mistake> {
+    let Some(written) = written else {
+        return Ok(Server::DEFAULT_MAX_GUESTS);
+    };
+    let most = written.value.parse().ok();
+    let most = most.filter(|most| (1..=MAX_MAX_GUESTS).contains(most));
+    most.ok_or_else(|| {
+        Mistake::new(
+            written.setting(),
+            "is out of bounds",
+            format!("choose from 1 to {MAX_MAX_GUESTS}"),
+        )
+    })
+}
+
 fn nothing_to_do() -> Mistake {
     Mistake::new(
         "command line",
@@ -179,24 +226,31 @@ fn nothing_to_do() -> Mistake {
 
 /// Confines all of the daemon, which has no second thread yet; it keeps to the territory
 /// only if it has to.
-fn confine(mode: Mode, territory: Territory) -> Result<(Option<Territory>, Outcome), SandboxError> {
+fn confine(
+    mode: SandboxMode,
+    territory: Territory,
+) -> Result<(Option<Territory>, Outcome), SandboxError> {
     match mode {
-        Mode::On => {
+        SandboxMode::On => {
             let outcome = sandbox::confine(&territory)?;
             Ok((Some(territory), outcome))
         }
-        Mode::Off => Ok((None, Outcome::Free)),
+        SandboxMode::Off => Ok((None, Outcome::Free)),
     }
 }
 
 fn control_socket(
     path: Option<&Path>,
+    access: SocketAccess,
     listener: Option<Arc<UnixListener>>,
 ) -> Result<Option<ControlSocket>, Fault> {
     if let Some(listener) = listener {
         return Ok(Some(ControlSocket::inherited(listener)));
     }
-    let socket = path.map(ControlSocket::bind);
+    if path.is_some() && is_open_to_all(access) {
+        warn!("any user of this host can use the control socket");
+    }
+    let socket = path.map(|path| ControlSocket::bind(path, access));
     socket.transpose().map_err(Fault::Control)
 }
 

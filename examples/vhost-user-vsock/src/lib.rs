@@ -21,6 +21,7 @@
 //! As a library it has the program's [`main`], and what [tries out](Trial) an operator's
 //! input without a daemon, for fuzzers.
 
+mod access;
 mod cli;
 mod config_file;
 mod control;
@@ -89,7 +90,7 @@ pub fn main() -> ExitCode {
 fn run() -> Result<(), Failure> {
     match cli::parse(std::env::args_os())? {
         Request::Print(text) => print(&text),
-        Request::Serve(job) => Ok(daemon::serve(job)?),
+        Request::Serve(job) => Ok(daemon::serve(*job)?),
         Request::Ctl(options) => Ok(ctl::run(*options)?),
         Request::Check(path) => {
             let count = daemon::check(&path)?;

@@ -21,6 +21,7 @@ use vsock_vhost_user::{
     ChangeError, Changes, ConnectionId, ConnectionStatus, Events, GuestState, GuestStatus, Server,
 };
 
+use crate::access::{AccessRules, Written, WrittenAccess, is_open_to_all};
 use crate::config_file::{Config, Control};
 use crate::mistake::{Kind, Mistake};
 use crate::place::Allow;
@@ -117,6 +118,11 @@ pub(crate) struct Sources {
     pub(crate) control: Option<PathBuf>,
     /// Sockets that the service manager opened.
     pub(crate) activation: Activation,
+    /// What is written of who may connect, and what comes of it.
+    pub(crate) socket_access: WrittenAccess,
+    pub(crate) control_access: WrittenAccess,
+    pub(crate) max_guests: Option<Written>,
+    pub(crate) rules: AccessRules,
     /// Where sockets may be, if the daemon is confined.
     pub(crate) territory: Option<Territory>,
 }
@@ -145,7 +151,7 @@ impl Manager {
     /// Nothing served yet: `none` has no VM.
     pub(crate) fn new(none: Vms, sources: Sources) -> Self {
         Self {
-            server: Server::new(),
+            server: Server::new().with_max_guests(none.most()),
             vms: Mutex::new(none),
             changing: Mutex::default(),
             progress: AtomicU64::default(),
@@ -182,6 +188,15 @@ impl Manager {
         let _changing = lock(&self.changing);
         let config = Config::read_again(path)?;
         self.refuse_other_control(config.control)?;
+        let Sources {
+            socket_access,
+            control_access,
+            max_guests,
+            ..
+        } = &self.sources;
+        config.socket_access.refuse_other(socket_access)?;
+        config.control_access.refuse_other(control_access)?;
+        Written::refuse_other(config.max_guests.as_ref(), max_guests.as_ref())?;
         self.sources.refuse_new(&config.directories)?;
         self.apply(config.vms)
     }
@@ -207,7 +222,7 @@ impl Manager {
             self.sources.activation.give(spec)?;
         }
         let now = lock(&self.vms).clone();
-        let wanted = plan::wanted(&now, specs)?;
+        let wanted = plan::wanted(&now, specs, &self.sources.rules)?;
         self.sources.refuse_elsewhere(wanted.iter())?;
         now.examine(wanted.iter(), Allow::Dead)?;
         let steps = plan::steps(&now, &wanted);
@@ -225,7 +240,7 @@ impl Manager {
     pub(crate) fn add(&self, mut spec: VmSpec) -> Result<VmStatus, Failure> {
         let _changing = lock(&self.changing);
         self.sources.activation.give(&mut spec)?;
-        let vm = Vm::parse(spec)?;
+        let vm = Vm::parse(spec, &self.sources.rules)?;
         let cid = vm.cid;
         lock(&self.vms).refuse(&vm)?;
         self.sources.refuse_elsewhere([&vm])?;
@@ -399,6 +414,12 @@ impl Manager {
         self.server.add(config).map_err(|error| shortage(&error))?;
         lock(&self.vms).put(vm.clone());
         info!("{}", vm.summary());
+        if is_open_to_all(vm.access) {
+            warn!(
+                "any user of this host can connect to the sockets of CID {}",
+                vm.cid
+            );
+        }
         Ok(())
     }
 

@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     PathTaken,
     /// The CID means two things to a guest.
     CidAmbiguous,
+    /// There are as many VMs as there may be.
+    TooMany,
     /// It cannot be done to what is served now.
     Conflict,
 }

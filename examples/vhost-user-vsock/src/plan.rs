@@ -1,5 +1,6 @@
 //! From the VMs that are served to those that are to be served, step by step.
 
+use crate::access::AccessRules;
 use crate::mistake::Mistake;
 use crate::spec::{Origin, VmSpec};
 use crate::vm::Vm;
@@ -37,14 +38,14 @@ impl Step {
 /// # Errors
 ///
 /// A setting that is wrong, or VMs in each other's way.
-pub(crate) fn wanted(now: &Vms, specs: Vec<VmSpec>) -> Result<Vms, Mistake> {
+pub(crate) fn wanted(now: &Vms, specs: Vec<VmSpec>, rules: &AccessRules) -> Result<Vms, Mistake> {
     let mut wanted = now.clone();
     let of_config = now.iter().filter(|vm| is_of_config(vm));
     for vm in of_config {
         wanted.remove(vm.cid);
     }
     for spec in specs {
-        let vm = Vm::parse(spec)?;
+        let vm = Vm::parse(spec, rules)?;
         if let Some(same) = wanted.get(vm.cid)
             && !is_of_config(same)
             && same.is_same_but_for_policy(&vm)
@@ -96,6 +97,10 @@ mod tests {
     use super::*;
     use crate::spec::{Settings, Table};
 
+    fn wanted(now: &Vms, specs: Vec<VmSpec>) -> Result<Vms, Mistake> {
+        super::wanted(now, specs, &AccessRules::default())
+    }
+
     fn spec(dir: &Path, cid: u64, socket: &str, groups: &[&str], in_file: bool) -> VmSpec {
         let origin = if in_file {
             Origin::File(Table {
@@ -119,7 +124,8 @@ mod tests {
     fn set(specs: Vec<VmSpec>) -> Vms {
         let mut vms = Vms::default();
         for spec in specs {
-            vms.admit(Vm::parse(spec).unwrap()).unwrap();
+            vms.admit(Vm::parse(spec, &AccessRules::default()).unwrap())
+                .unwrap();
         }
         vms
     }

@@ -92,7 +92,7 @@ pub(crate) fn confine(territory: &Territory) -> Result<Outcome, SandboxError> {
     rustix::thread::set_no_new_privs(true)
         .map_err(|errno| SandboxError::Privileges(errno.into()))?;
     let missing = files::confine(territory)?;
-    calls::confine()?;
+    calls::confine(territory)?;
     Ok(Outcome::Confined {
         territory: territory.to_string(),
         missing,

@@ -52,6 +52,12 @@ pub(crate) struct Settings {
     pub(crate) fd: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) uds_path: Option<PathBuf>,
+    /// In octal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) socket_mode: Option<String>,
+    /// `USER`, `USER:GROUP` or `:GROUP`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) socket_owner: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) groups: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -9,6 +9,7 @@ use vsock_vhost_user::{
     ConnectionKind, ConnectionState, ConnectionStatus, CounterValues, Event, GuestState,
 };
 
+use crate::access::owner_text;
 use crate::manager::{Difference, VmStatus};
 use crate::spec::Origin;
 
@@ -51,6 +52,10 @@ pub(crate) struct VmView {
     /// `None` for an inherited descriptor.
     pub(crate) socket: Option<String>,
     pub(crate) uds_path: String,
+    /// In four octal digits.
+    pub(crate) socket_mode: String,
+    /// By their numbers; `None` for the daemon's own user.
+    pub(crate) socket_owner: Option<String>,
     pub(crate) groups: Vec<String>,
     pub(crate) host_cids: Vec<u32>,
     pub(crate) queue_size: u16,
@@ -78,6 +83,8 @@ impl VmView {
             cid: vm.cid.cid().value(),
             socket: vm.socket.as_ref().map(|path| path.display().to_string()),
             uds_path: vm.uds_path.display().to_string(),
+            socket_mode: format!("{:04o}", vm.access.mode),
+            socket_owner: owner_text(vm.access),
             groups: guest.groups.clone(),
             host_cids: guest.host_cids.iter().map(|cid| cid.value()).collect(),
             queue_size: guest.queue_size,

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vsock_packet::GuestCid;
-use vsock_vhost_user::{GuestConfig, VhostUserSocket};
+use vsock_vhost_user::{GuestConfig, SocketAccess, VhostUserSocket};
 
+use crate::access::{AccessRules, owner_text};
 use crate::mistake::{Kind, Mistake};
 use crate::place::{Allow, MAX_PATH, MAX_PATH_BEFORE_PORT, PathError, Place};
 use crate::policy::{Policy, list};
@@ -23,6 +24,8 @@ pub(crate) struct Vm {
     /// The socket there, if another process made it.
     listener: Option<Arc<UnixListener>>,
     pub(crate) uds_path: PathBuf,
+    /// Who may connect to those of its sockets that the daemon creates.
+    pub(crate) access: SocketAccess,
     pub(crate) queue_size: u16,
     /// What can be changed while it is served.
     pub(crate) policy: Policy,
@@ -49,7 +52,7 @@ impl Vm {
     /// # Errors
     ///
     /// The first setting that is wrong by itself. What is at its paths is not looked at.
-    pub(crate) fn parse(spec: VmSpec) -> Result<Self, Mistake> {
+    pub(crate) fn parse(spec: VmSpec, rules: &AccessRules) -> Result<Self, Mistake> {
         let VmSpec {
             origin,
             settings,
@@ -57,6 +60,7 @@ impl Vm {
         } = spec;
         let cid = cid(&origin, settings.cid)?;
         let queue_size = queue_size(&origin, settings.queue_size)?;
+        let access = rules.of_vm(&origin, &settings)?;
         let policy = Policy::default().with(&origin, cid, &settings)?;
         let uds_path = settings
             .uds_path
@@ -78,6 +82,7 @@ impl Vm {
             socket,
             listener,
             uds_path,
+            access,
             queue_size,
             policy,
             claims,
@@ -92,7 +97,8 @@ impl Vm {
                 .map(|claim| (claim.has_ports, claim.place.clone()))
                 .collect()
         };
-        self.queue_size == other.queue_size && places(self) == places(other)
+        let fixed = |vm: &Self| (vm.queue_size, vm.access);
+        fixed(self) == fixed(other) && places(self) == places(other)
     }
 
     /// What the server is to be told of it.
@@ -108,6 +114,7 @@ impl Vm {
         let policy = self.policy.clone();
         Ok(GuestConfig {
             socket,
+            access: self.access,
             groups: policy.groups,
             host_cids: policy.host_cids,
             queue_size: self.queue_size,
@@ -129,12 +136,14 @@ impl Vm {
             None => "the inherited descriptor".to_owned(),
         };
         format!(
-            "serving CID {}: socket {socket}, uds-path {}, groups {}, host-cids {}, \
-             queue-size {}, tx-buffer-size {}, max-connections {}, max-backlog {}, \
+            "serving CID {}: socket {socket}, uds-path {}, socket-mode {:04o}, \
+             socket-owner {}, groups {}, host-cids {}, queue-size {}, tx-buffer-size {}, max-connections {}, max-backlog {}, \
              max-buffered {}, max-handshakes {}, max-bytes-per-second {}, \
              max-requests-per-second {}",
             self.cid,
             self.uds_path.display(),
+            self.access.mode,
+            owner_text(self.access).as_deref().unwrap_or("none"),
             list(&self.policy.groups),
             list(&self.policy.host_cids),
             self.queue_size,

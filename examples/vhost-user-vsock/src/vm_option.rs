@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::mistake::Mistake;
 use crate::spec::{Origin, Settings, VmSpec, split_groups};
 
-const KEYS: &str = "guest-cid, socket, uds-path, groups, host-cids, queue-size, tx-buffer-size, \
+const KEYS: &str = "guest-cid, socket, uds-path, socket-mode, socket-owner, groups, host-cids, queue-size, tx-buffer-size, \
                     max-connections, max-backlog, max-buffered, max-handshakes, \
                     max-bytes-per-second, max-requests-per-second";
 
@@ -44,6 +44,8 @@ fn set(settings: &mut Settings, origin: &Origin, key: &str, value: &str) -> Resu
         "guest-cid" => settings.cid = Some(origin.number(key, value)?),
         "socket" => settings.socket = Some(PathBuf::from(value)),
         "uds-path" => settings.uds_path = Some(PathBuf::from(value)),
+        "socket-mode" => settings.socket_mode = Some(value.to_owned()),
+        "socket-owner" => settings.socket_owner = Some(value.to_owned()),
         "groups" => settings.groups = Some(split_groups(value)),
         "host-cids" => settings.host_cids = Some(origin.numbers(key, value)?),
         "queue-size" => settings.queue_size = Some(origin.number(key, value)?),
@@ -75,7 +77,7 @@ mod tests {
     fn reads_every_key() {
         let spec = parse(
             "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,\
-             groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,max-connections=10,\
+             socket-mode=0660,socket-owner=vm:kvm,groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,max-connections=10,\
              max-backlog=1048576,max-buffered=2097152,max-handshakes=5,\
              max-bytes-per-second=65536,max-requests-per-second=7",
         )
@@ -87,6 +89,8 @@ mod tests {
                 socket: Some("/run/3.sock".into()),
                 fd: None,
                 uds_path: Some("/run/3.vsock".into()),
+                socket_mode: Some("0660".to_owned()),
+                socket_owner: Some("vm:kvm".to_owned()),
                 groups: Some(vec!["a".to_owned(), "b".to_owned()]),
                 host_cids: Some(vec![4, 5]),
                 queue_size: Some(256),

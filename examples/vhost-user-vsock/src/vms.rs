@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vsock_packet::GuestCid;
+use vsock_vhost_user::Server;
 
 use crate::mistake::{Kind, Mistake};
 use crate::place::{Allow, Place};
@@ -11,7 +12,7 @@ use crate::policy::list;
 use crate::vm::{Claim, Vm};
 
 /// VMs with CIDs of their own, and places of their own for their sockets.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Vms {
     /// Shared, so that a snapshot of many is made at once.
     vms: BTreeMap<GuestCid, Arc<Vm>>,
@@ -19,6 +20,19 @@ pub(crate) struct Vms {
     places: BTreeMap<Place, GuestCid>,
     /// The place of the daemon's own socket, which is no VM's.
     control: Option<Claim>,
+    /// How many there may be.
+    most: usize,
+}
+
+impl Default for Vms {
+    fn default() -> Self {
+        Self {
+            vms: BTreeMap::new(),
+            places: BTreeMap::new(),
+            control: None,
+            most: Server::DEFAULT_MAX_GUESTS,
+        }
+    }
 }
 
 impl Vms {
@@ -28,6 +42,16 @@ impl Vms {
             control,
             ..Self::default()
         }
+    }
+
+    /// The same, of which there may be no more than this.
+    pub(crate) fn at_most(self, most: usize) -> Self {
+        Self { most, ..self }
+    }
+
+    /// How many there may be.
+    pub(crate) fn most(&self) -> usize {
+        self.most
     }
 
     /// Takes one more VM.
@@ -53,6 +77,14 @@ impl Vms {
                 vm.origin.setting("guest-cid", vm.cid),
                 "is another VM's CID",
                 "give each VM a CID of its own",
+            ));
+        }
+        if self.vms.len() >= self.most {
+            return Err(Mistake::of_kind(
+                Kind::TooMany,
+                vm.origin.setting("guest-cid", vm.cid),
+                format!("would be one VM more than max-guests {}", self.most),
+                "remove another VM, or restart the daemon with a larger --max-guests",
             ));
         }
         self.refuse_conflicts(vm)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vsock_connection::{Connection, Entry, HostPorts, Timeouts};
 use vsock_packet::{CreditRequests, HEADER_LEN, UnreadPackets, chain};
-use vsock_vhost_user::GuestConfig;
+use vsock_vhost_user::{GuestConfig, Server};
 
 const LIMITS: &str = include_str!("../../../docs/limits.md");
 
@@ -18,6 +18,8 @@ const HYBRID: &str = include_str!("../../../docs/hybrid-vsock.md");
 const ROUTER: &str = "crates/vsock-router";
 const VHOST_USER: &str = "crates/vsock-vhost-user";
 const DAEMON: &str = "examples/vhost-user-vsock";
+
+const CONTROL: &str = "examples/vhost-user-vsock/src/control";
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -52,7 +54,12 @@ fn number(value: usize) -> String {
 fn constant(package: &str, name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut found = Vec::new();
-    search(&root.join(package).join("src"), name, &mut found);
+    let directory = root.join(package);
+    let sources = match directory.join("src") {
+        sources if sources.is_dir() => sources,
+        _ => directory,
+    };
+    search(&sources, name, &mut found);
     assert_eq!(found.len(), 1, "{name} of {package}: {found:?}");
     found.remove(0)
 }
@@ -180,6 +187,48 @@ fn the_bounds_at_the_door() {
     assert!(HYBRID.contains(&format!("from {first} to {last}")));
     assert_eq!(constant(VHOST_USER, "BACKLOG"), "128");
     says("host applications that wait to be let in", "128");
+}
+
+#[test]
+fn the_bounds_of_the_process_and_of_its_control_socket() {
+    let guests = format!("`max-guests`, {}", number(Server::DEFAULT_MAX_GUESTS));
+    assert!(LIMITS.contains(&guests), "{guests}");
+    for (name, value, start, words) in [
+        ("MAX_CLIENTS", "64", "clients |", "64"),
+        ("MAX_STREAMS", "16", "streams of events", "16"),
+        ("MAX_LINES", "64", "events that wait", "64 lines"),
+        (
+            "HEAD_PATIENCE",
+            "Duration::from_secs(5)",
+            "the time for a request's head",
+            "5 s",
+        ),
+        (
+            "BODY_PATIENCE",
+            "Duration::from_secs(5)",
+            "the time for a request's body",
+            "5 s",
+        ),
+        (
+            "PATIENCE",
+            "Duration::from_secs(30)",
+            "the time for a client to take",
+            "30 s",
+        ),
+        (
+            "MAX_BODY",
+            "64 * 1024",
+            "the length of a request's head",
+            "64 KiB",
+        ),
+    ] {
+        assert_eq!(constant(CONTROL, name), value, "{name}");
+        says(start, words);
+    }
+    assert_eq!(constant(DAEMON, "MAX_JOBS"), "stream::MAX_STREAMS + 8");
+    says("requests that are done at once", "24");
+    assert_eq!(constant(VHOST_USER, "QUEUE_LENGTH"), "4096");
+    says("events that wait", "4,096");
 }
 
 #[test]

@@ -86,7 +86,11 @@ fn the_document_is_held_against_the_server() {
     let config = dir.path().join("vms.toml");
     let control = Control(dir.path().join("control"));
     fs::write(&config, format!("control = \"{}\"\n", control.0.display())).unwrap();
-    let _daemon = Daemon::start([Path::new("--config"), &config]);
+    let mut command = std::process::Command::new(BINARY);
+    // One that knows of owners goes on giving sockets to them.
+    let owner = rustix::process::geteuid().as_raw();
+    command.arg("--config").arg(&config);
+    let _daemon = Daemon::start_command(command.arg(format!("--socket-owner={owner}")));
     let document = control.get("/openapi.json").json();
     let mut stage = Stage {
         dir: dir.path().to_owned(),
@@ -123,10 +127,12 @@ fn the_document_is_held_against_the_server() {
 
 fn vms(stage: &mut Stage) {
     let one = "/vms/{cid}";
+    let owner = rustix::process::geteuid().as_raw();
     let all = r#", "cid": 3, "groups": ["a"], "host_cids": [9], "queue_size": 128,
-        "tx_buffer_size": 4096, "max_connections": 10, "max_backlog": 65536,
+        "socket_mode": "0660", "tx_buffer_size": 4096, "max_connections": 10, "max_backlog": 65536,
         "max_buffered": 262144, "max_handshakes": 1, "max_bytes_per_second": 65536,
         "max_requests_per_second": 1000"#;
+    let all = &format!(r#"{all}, "socket_owner": "{owner}""#);
     let dir = stage.dir.clone();
     assert_eq!(
         stage.ask("PUT", one, "/vms/3", &vm(&dir, 3, all)).status,

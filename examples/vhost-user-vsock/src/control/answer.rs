@@ -145,6 +145,7 @@ impl From<Failure> for Refusal {
                 Kind::CidTaken => (409, "cid_taken"),
                 Kind::PathTaken => (409, "path_taken"),
                 Kind::CidAmbiguous => (409, "cid_ambiguous"),
+                Kind::TooMany => (409, "too_many_vms"),
                 Kind::Conflict => (409, "conflict"),
             },
             Failure::NoSuchVm(_) => (404, "no_such_vm"),

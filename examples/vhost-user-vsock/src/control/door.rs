@@ -37,9 +37,11 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 /// The time for clients to take their answers when the daemon ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Lets clients in until the daemon ends.
+/// Lets clients in until the daemon ends; those of other users only if the socket is given
+/// to them.
 pub(super) async fn serve(
     listener: UnixListener,
+    is_given: bool,
     manager: Arc<Manager>,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -54,7 +56,8 @@ pub(super) async fn serve(
         };
         tokio::select! {
             Some((stream, place)) = next => {
-                let attended = attend(stream, performer.clone());
+                let is_allowed = is_given || is_trusted(&stream).unwrap_or(false);
+                let attended = attend(stream, is_allowed, performer.clone());
                 clients.spawn(async move {
                     attended.await;
                     drop(place);
@@ -82,8 +85,7 @@ async fn accept(listener: &UnixListener) -> UnixStream {
 }
 
 /// Serves one client until it leaves, or the daemon ends.
-pub(super) async fn attend(stream: UnixStream, performer: Performer) {
-    let is_allowed = is_allowed(&stream).unwrap_or(false);
+pub(super) async fn attend(stream: UnixStream, is_allowed: bool, performer: Performer) {
     let mut stopping = performer.stopping.clone();
     let service = service_fn(|request| answer(request, performer.clone(), is_allowed));
     let connection = http1::Builder::new()
@@ -111,7 +113,7 @@ async fn is_true(value: &mut watch::Receiver<bool>) {
 }
 
 /// The daemon's own user, and root.
-fn is_allowed(stream: &UnixStream) -> io::Result<bool> {
+fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
     let uid = stream.peer_cred()?.uid();
     Ok(uid == 0 || uid == geteuid().as_raw())
 }

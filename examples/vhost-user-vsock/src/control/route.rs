@@ -199,6 +199,8 @@ fn refuse_fixed(settings: &Settings) -> Result<(), Refusal> {
         ("cid", settings.cid.is_some()),
         ("socket", settings.socket.is_some()),
         ("uds_path", settings.uds_path.is_some()),
+        ("socket_mode", settings.socket_mode.is_some()),
+        ("socket_owner", settings.socket_owner.is_some()),
         ("queue_size", settings.queue_size.is_some()),
     ];
     match given.iter().find(|(_, is_given)| *is_given) {

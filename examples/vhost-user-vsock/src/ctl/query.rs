@@ -105,6 +105,8 @@ fn add_body(options: &AddOptions) -> Result<Settings, Mistake> {
     Ok(Settings {
         socket: Some(absolute("--socket", &options.socket)?),
         uds_path: Some(absolute("--uds-path", &options.uds_path)?),
+        socket_mode: options.access.socket_mode.clone(),
+        socket_owner: options.access.socket_owner.clone(),
         queue_size: cli::number("queue-size", options.queue_size.as_deref())?,
         ..options.policy.settings()?
     })

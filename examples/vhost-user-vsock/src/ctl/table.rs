@@ -63,6 +63,11 @@ fn vm(vm: VmView) -> String {
             vm.socket.unwrap_or_else(|| "inherited".to_owned()),
         ),
         ("uds-path", vm.uds_path),
+        ("socket-mode", vm.socket_mode),
+        (
+            "socket-owner",
+            vm.socket_owner.unwrap_or_else(|| "none".to_owned()),
+        ),
         ("groups", list(&vm.groups)),
         ("host-cids", list(&vm.host_cids)),
         ("queue-size", vm.queue_size.to_string()),

@@ -14,7 +14,7 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
-use super::SandboxError;
+use super::{SandboxError, Territory};
 
 /// Calls that may have any arguments.
 const ANY: &[libc::c_long] = &[
@@ -109,13 +109,13 @@ const OLDER: &[libc::c_long] = &[
 const OLDER: &[libc::c_long] = &[];
 
 /// Has all other calls of this thread, and of those it starts, fail.
-pub(super) fn confine() -> Result<(), SandboxError> {
-    Ok(seccompiler::apply_filter(&program()?)?)
+pub(super) fn confine(territory: &Territory) -> Result<(), SandboxError> {
+    Ok(seccompiler::apply_filter(&program(territory)?)?)
 }
 
-fn program() -> Result<BpfProgram, BackendError> {
+fn program(territory: &Territory) -> Result<BpfProgram, BackendError> {
     let any = ANY.iter().chain(OLDER).map(|&call| (call, Vec::new()));
-    let rules: BTreeMap<_, _> = any.chain(restricted()?).collect();
+    let rules: BTreeMap<_, _> = any.chain(restricted()?).chain(giving(territory)?).collect();
     let refused = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let arch = std::env::consts::ARCH.try_into()?;
     SeccompFilter::new(rules, refused, SeccompAction::Allow, arch)?.try_into()
@@ -166,6 +166,15 @@ fn restricted() -> Result<Rules, BackendError> {
         (libc::SYS_prlimit64, all(&own_limits)?),
         (libc::SYS_tgkill, all(&[(0, Dword, Eq, me)])?),
     ])
+}
+
+/// Giving what is open to another owner, if sockets are given to any.
+fn giving(territory: &Territory) -> Result<Rules, BackendError> {
+    if !territory.gives {
+        return Ok(Vec::new());
+    }
+    let of_what_is_open = all(&[(4, Dword, Eq, libc::AT_EMPTY_PATH as u64)])?;
+    Ok(vec![(libc::SYS_fchownat, of_what_is_open)])
 }
 
 /// With flags, in the argument of this number, that neither write nor create.

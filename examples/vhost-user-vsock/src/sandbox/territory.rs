@@ -48,6 +48,8 @@ pub(crate) struct Territory {
     pub(super) sockets: Vec<PathBuf>,
     /// What may be read, at any depth: the configuration.
     pub(super) readable: Option<PathBuf>,
+    /// Whether sockets may be given to other users and groups.
+    pub(super) gives: bool,
 }
 
 impl Territory {
@@ -60,7 +62,7 @@ impl Territory {
         let sockets = directories.iter().map(Directory::resolve);
         Ok(Self {
             sockets: sockets.collect::<Result<_, _>>()?,
-            readable: None,
+            ..Self::default()
         })
     }
 
@@ -71,6 +73,11 @@ impl Territory {
         {
             self.sockets.push(place.directory().to_owned());
         }
+    }
+
+    /// Lets sockets be given to other users and groups.
+    pub(crate) fn allow_giving(&mut self) {
+        self.gives = true;
     }
 
     /// Lets the configuration be read again: of a file, the directory, since a new version

@@ -108,6 +108,10 @@ const ATTEMPTS: &[Attempt] = &[
     ("a directory", REFUSED_CALL, |house| {
         fs::create_dir(house.join("sockets/directory"))
     }),
+    ("giving a file away", REFUSED_CALL, |_| {
+        let nothing = [usize::MAX, 0, 0, 0, libc::AT_EMPTY_PATH as usize];
+        done(libc::SYS_fchownat, nothing)
+    }),
     ("renaming", REFUSED_CALL, |house| {
         fs::rename(house.join("secret"), house.join("sockets/secret"))
     }),

@@ -1,0 +1,254 @@
+//! Who may connect to the daemon's sockets is what the operator says, and nobody else.
+
+#![allow(clippy::unwrap_used)] // Helpers fail the test, too.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::{Signal, getegid, geteuid};
+use serde_json::json;
+use support::http::{Control, vm};
+use support::refusal::refused;
+use support::{BINARY, Daemon, directory};
+
+/// The permission bits of what is at a path.
+#[track_caller]
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+/// The value of `--vm` for a VM whose sockets are named by its CID.
+fn option(dir: &Path, cid: u32, more: &str) -> String {
+    let dir = dir.display();
+    format!("--vm=guest-cid={cid},socket={dir}/{cid}.sock,uds-path={dir}/{cid}.vsock{more}")
+}
+
+#[test]
+fn sockets_are_for_the_daemons_user_alone() {
+    let dir = directory();
+    let control = dir.path().join("control");
+    let _daemon = Daemon::start([
+        option(dir.path(), 3, ""),
+        format!("--control={}", control.display()),
+    ]);
+    for name in ["3.sock", "3.vsock", "control"] {
+        assert_eq!(mode(&dir.path().join(name)), 0o600, "{name}");
+    }
+}
+
+/// Whatever mask the daemon was started with, and also when it has confined itself.
+#[test]
+fn sockets_have_the_modes_they_are_given() {
+    let dir = directory();
+    let at = |name: &str| dir.path().join(name);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "umask 077; exec \"$@\"", "sh", BINARY])
+        .args(["--socket-mode=0660", "--control-mode=0620"])
+        .arg(option(dir.path(), 3, ""))
+        .arg(option(dir.path(), 4, ",socket-mode=0602"))
+        .arg(format!("--control={}", at("control").display()));
+    let daemon = Daemon::spawn(&mut command);
+    let log = daemon.wait_for_log("ready");
+    let warns = |line: &&String| line.contains("WARN") && line.contains("sockets of CID 4");
+    assert_eq!(log.iter().filter(warns).count(), 1, "{log:#?}");
+    let control = Control(at("control"));
+    let added = control.add(dir.path(), 5, "");
+    assert_eq!(added["socket_mode"], "0660");
+    control.add(dir.path(), 6, r#", "socket_mode": "640""#);
+    for (name, expected) in [
+        ("3.sock", 0o660),
+        ("3.vsock", 0o660),
+        ("4.sock", 0o602),
+        ("4.vsock", 0o602),
+        ("5.sock", 0o660),
+        ("6.vsock", 0o640),
+        ("control", 0o620),
+    ] {
+        assert_eq!(mode(&at(name)), expected, "{name}");
+    }
+    assert_eq!(daemon.end(Signal::TERM), Some(0));
+    assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
+}
+
+/// Root gives them to others; anybody else can give them to itself only.
+#[test]
+fn sockets_have_the_owners_they_are_given() {
+    let dir = directory();
+    let at = |name: &str| dir.path().join(name);
+    let own = (geteuid().as_raw(), getegid().as_raw());
+    let [first, second] = match own.0 {
+        0 => [(65534, 65533), (65532, 65531)],
+        _ => [own, own],
+    };
+    let owner = |(user, group): (u32, u32)| format!("{user}:{group}");
+    let daemon = Daemon::start([
+        format!("--socket-owner={}", owner(first)),
+        format!("--control={}", at("control").display()),
+        option(dir.path(), 3, ""),
+        option(dir.path(), 4, &format!(",socket-owner=:{}", own.1)),
+    ]);
+    let control = Control(at("control"));
+    let more = format!(r#", "socket_owner": "{}""#, owner(second));
+    let added = control.add(dir.path(), 5, &more);
+    assert_eq!(added["socket_owner"], owner(second));
+    for (name, expected) in [
+        ("3.sock", first),
+        ("3.vsock", first),
+        ("4.sock", own),
+        ("5.sock", second),
+        ("5.vsock", second),
+        ("control", own),
+    ] {
+        let metadata = fs::symlink_metadata(at(name)).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), expected, "{name}");
+    }
+    let of_group = control.get("/vms/4").json()["socket_owner"].clone();
+    assert_eq!(of_group, format!(":{}", own.1));
+    assert_eq!(daemon.end(Signal::TERM), Some(0));
+    assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn refuses_modes_and_owners_that_cannot_be() {
+    let dir = directory();
+    let vm = "--vm=guest-cid=3,socket=D/3.sock,uds-path=D/3.vsock";
+    for (args, words) in [
+        (
+            vec!["--socket-mode=9999", vm],
+            ["--socket-mode 9999: is no mode", "such as 0660"],
+        ),
+        (
+            vec!["--socket-mode=0500", vm],
+            ["--socket-mode 0500: lets nobody connect", "such as 0660"],
+        ),
+        (
+            vec!["--control=D/c", "--control-mode=x"],
+            ["--control-mode x: is no mode", "such as 0660"],
+        ),
+        (
+            vec!["--control=D/c", "--control-owner=nobody-here"],
+            [
+                "--control-owner nobody-here: 'nobody-here' is no user",
+                "number",
+            ],
+        ),
+        (
+            vec!["--socket-owner=:no-group", vm],
+            ["--socket-owner :no-group: 'no-group' is no group", "number"],
+        ),
+    ] {
+        refused(dir.path(), &args, &words);
+    }
+    let one = format!("{vm},socket-owner=nobody-here");
+    let setting = "--vm socket-owner=nobody-here: 'nobody-here' is no user";
+    refused(dir.path(), &[&one], &[setting]);
+    let text = format!(
+        "socket_mode = \"0660\"\n[[vm]]\ncid = 3\nsocket = \"{0}/3.sock\"\nuds_path = \"{0}/3.vsock\"\n\
+         socket_mode = \"888\"\n",
+        dir.path().display()
+    );
+    fs::write(dir.path().join("vms.toml"), text).unwrap();
+    refused(
+        dir.path(),
+        &["--config", "D/vms.toml"],
+        &["vms.toml:6: socket_mode = 888: is no mode"],
+    );
+    refused(
+        dir.path(),
+        &["--config", "D/vms.toml", "--socket-mode=0600"],
+        &["vms.toml:1: socket_mode = 0660: there is also --socket-mode 0600; keep one of them"],
+    );
+}
+
+/// It could not, and says so before it begins.
+#[test]
+fn a_daemon_that_knew_of_no_owner_gives_nothing_away_later() {
+    let dir = directory();
+    let path = dir.path().join("control");
+    let _daemon = Daemon::start([format!("--control={}", path.display())]);
+    let body = vm(dir.path(), 3, r#", "socket_owner": "0""#);
+    let answer = Control(path).ask("PUT", "/vms/3", &body);
+    assert_eq!(answer.refusal(), (400, "invalid_setting".to_owned()));
+    let text = answer.json().to_string();
+    assert!(
+        text.contains("socket_owner 0") && text.contains("--socket-owner"),
+        "{text}"
+    );
+    assert!(!dir.path().join("3.sock").exists());
+}
+
+#[test]
+fn the_configuration_changes_a_vms_mode_and_not_the_daemons() {
+    let dir = directory();
+    let name = dir.path().display();
+    let file = dir.path().join("vms.toml");
+    let write = |all: &str, more: &str| {
+        let text = format!(
+            "socket_mode = \"{all}\"\ncontrol = \"{name}/control\"\n[[vm]]\ncid = 3\n\
+             socket = \"{name}/3.sock\"\nuds_path = \"{name}/3.vsock\"\n{more}"
+        );
+        fs::write(&file, text).unwrap();
+    };
+    write("0660", "");
+    let _daemon = Daemon::start([Path::new("--config"), &file]);
+    let control = Control(dir.path().join("control"));
+    assert_eq!(mode(&dir.path().join("3.sock")), 0o660);
+    write("0660", "socket_mode = \"0620\"\n");
+    let changed = control.ask("POST", "/reload", "").json();
+    assert_eq!(changed["changed"], json!([3]));
+    assert_eq!(mode(&dir.path().join("3.sock")), 0o620);
+    write("0600", "socket_mode = \"0620\"\n");
+    let refused = control.ask("POST", "/reload", "");
+    assert_eq!(refused.refusal(), (409, "conflict".to_owned()));
+    let refused = control.ask("PATCH", "/vms/3", r#"{"socket_mode": "0600"}"#);
+    assert_eq!(refused.refusal(), (400, "invalid_setting".to_owned()));
+}
+
+#[test]
+fn serves_no_more_vms_than_it_is_to() {
+    let dir = directory();
+    let path = dir.path().join("control");
+    let _daemon = Daemon::start([
+        format!("--control={}", path.display()),
+        "--max-guests=2".to_owned(),
+        option(dir.path(), 3, ""),
+    ]);
+    let control = Control(path);
+    control.add(dir.path(), 4, "");
+    let answer = control.ask("PUT", "/vms/5", &vm(dir.path(), 5, ""));
+    assert_eq!(answer.refusal(), (409, "too_many_vms".to_owned()));
+    let text = answer.json().to_string();
+    assert!(
+        text.contains("max-guests 2") && text.contains("--max-guests"),
+        "{text}"
+    );
+    assert!(!dir.path().join("5.sock").exists());
+    assert_eq!(control.ask("DELETE", "/vms/4", "").status, 204);
+    control.add(dir.path(), 5, "");
+}
+
+#[test]
+fn refuses_more_vms_than_it_is_to_serve() {
+    let dir = directory();
+    let vms = [3, 4].map(|cid| option(Path::new("D"), cid, ""));
+    let [one, two] = [vms[0].as_str(), vms[1].as_str()];
+    let words = [
+        "--vm guest-cid=4: would be one VM more than max-guests 1",
+        "--max-guests",
+    ];
+    refused(dir.path(), &["--max-guests=1", one, two], &words);
+    for wrong in ["0", "65537", "x", "-1"] {
+        let wrong = format!("--max-guests={wrong}");
+        let setting = wrong.replace('=', " ");
+        refused(
+            dir.path(),
+            &[&wrong, one],
+            &[&format!("{setting}: is out of bounds"), "1 to"],
+        );
+    }
+}
