@@ -57,10 +57,10 @@ pub(crate) struct Slot(Arc<AtomicUsize>);
 
 impl Slot {
     /// Takes one more; `None` when `limit` are taken.
-    pub(crate) fn take(taken: &Arc<AtomicUsize>, limit: usize) -> Option<Arc<Self>> {
+    pub(crate) fn take(taken: &Arc<AtomicUsize>, limit: usize) -> Option<Self> {
         let slot = Self(Arc::clone(taken));
         // The slot gives back what it took, also when it was one too many.
-        (taken.fetch_add(1, Ordering::Relaxed) < limit).then(|| Arc::new(slot))
+        (taken.fetch_add(1, Ordering::Relaxed) < limit).then_some(slot)
     }
 }
 

@@ -34,7 +34,7 @@ use crate::account::{Charge, Slot};
 use crate::backlog::Backlog;
 use crate::port::{Packet, Receiver};
 use crate::record::{ConnectionState, Record, SiblingConnection};
-use crate::window::{MAX_WINDOW, Window};
+use crate::window::Window;
 
 /// How long an end may take over its answer to a REQUEST, or to a full SHUTDOWN. Guests
 /// have shorter time-outs of their own; this one is for those that have none.
@@ -128,11 +128,11 @@ pub(crate) enum Violation {
 }
 
 /// What both halves of a connection share.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Claim {
     /// The opener's place for the connection.
-    pub(crate) slot: Arc<Slot>,
-    pub(crate) record: Arc<Record>,
+    pub(crate) _slot: Slot,
+    pub(crate) record: Record,
 }
 
 /// How a delivery ended.
@@ -144,26 +144,40 @@ pub(crate) enum Delivered {
     NoBuffer,
 }
 
-/// One direction of a connection.
+/// One direction of a connection: what each packet needs of it. Among many connections a
+/// packet's time is that of fetching its halves from memory, so the rest lies apart.
 #[derive(Debug)]
 pub(crate) struct Half {
     ends: Ends,
     socket_type: SocketType,
     state: State,
-    /// This end has asked, or shut down, and waits until then.
-    answer_deadline: Option<Instant>,
     /// What this end has shut down itself.
     shut_down: ShutdownFlags,
-    /// The sender's `buf_alloc` and `fwd_cnt`, for every header that goes out.
-    credit: (u32, u32),
+    /// The sender's `fwd_cnt`, for every header that goes out.
+    fwd_cnt: u32,
     shutdown: ShutdownFlags,
     pending: Pending,
+    /// Whether there is payload in [`Rest::backlog`].
+    has_backlog: bool,
+    window: Window,
+    rest: Box<Rest>,
+}
+
+/// What of a half matters only while something waits, and when it begins or ends.
+#[derive(Debug)]
+struct Rest {
+    /// This end has asked, or shut down, and waits until then. `None` while it is open and
+    /// has not shut down.
+    answer_deadline: Option<Instant>,
     backlog: Backlog,
     charge: Charge,
-    /// The opener's place for this connection.
-    _slot: Arc<Slot>,
-    record: Arc<Record>,
-    window: Window,
+    claim: Arc<Claim>,
+    plan: Plan,
+}
+
+/// Where a half stands in its member's lists.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
     /// Its turn among its member's halves with something to deliver.
     pub(crate) turn: Option<u64>,
     /// When its member looks at it, at the latest: no later than its deadline.
@@ -172,7 +186,7 @@ pub(crate) struct Half {
 
 impl Half {
     /// The half that carries a REQUEST to its destination.
-    pub(crate) fn asked(request: &Header, charge: Charge, claim: Claim) -> Self {
+    pub(crate) fn asked(request: &Header, charge: Charge, claim: Arc<Claim>) -> Self {
         let mut half = Self::new(Ends::of(request), request, State::Asked, charge, claim);
         half.pending = Pending::REQUEST;
         half.take_credit(request);
@@ -180,32 +194,37 @@ impl Half {
     }
 
     /// The half that will carry the answer to a REQUEST.
-    pub(crate) fn asking(request: &Header, charge: Charge, claim: Claim, now: Instant) -> Self {
+    pub(crate) fn asking(
+        request: &Header,
+        charge: Charge,
+        claim: Arc<Claim>,
+        now: Instant,
+    ) -> Self {
         let ends = Ends::of(request).reversed();
         let mut half = Self::new(ends, request, State::Asking, charge, claim);
-        half.answer_deadline = Some(now + ANSWER_TIMEOUT);
+        half.rest.answer_deadline = Some(now + ANSWER_TIMEOUT);
         half.window.update(request);
         half
     }
 
-    fn new(ends: Ends, request: &Header, state: State, charge: Charge, claim: Claim) -> Self {
-        let Claim { slot, record } = claim;
+    fn new(ends: Ends, request: &Header, state: State, charge: Charge, claim: Arc<Claim>) -> Self {
         Self {
             ends,
             socket_type: request.socket_type,
             state,
-            answer_deadline: None,
             shut_down: ShutdownFlags::empty(),
-            credit: (0, 0),
+            fwd_cnt: 0,
             shutdown: ShutdownFlags::empty(),
             pending: Pending::empty(),
-            backlog: Backlog::default(),
-            charge,
-            _slot: slot,
-            record,
+            has_backlog: false,
             window: Window::default(),
-            turn: None,
-            scheduled: None,
+            rest: Box::new(Rest {
+                answer_deadline: None,
+                backlog: Backlog::default(),
+                charge,
+                claim,
+                plan: Plan::default(),
+            }),
         }
     }
 
@@ -227,7 +246,7 @@ impl Half {
         }
         if header.op == Op::Response && self.state == State::Asked {
             self.open();
-            self.record.establish();
+            self.record().establish();
         }
         self.window.update(header);
         if header.op == Op::Shutdown {
@@ -243,8 +262,8 @@ impl Half {
             self.drop_backlog();
         }
         let waits = self.state == State::Open && self.shut_down.is_all();
-        if waits && self.answer_deadline.is_none() {
-            self.answer_deadline = Some(now + ANSWER_TIMEOUT);
+        if waits && self.rest.answer_deadline.is_none() {
+            self.rest.answer_deadline = Some(now + ANSWER_TIMEOUT);
         }
         self.close_if_both_have(now);
     }
@@ -260,12 +279,12 @@ impl Half {
 
     fn open(&mut self) {
         self.state = State::Open;
-        self.answer_deadline = None;
+        self.rest.answer_deadline = None;
     }
 
     /// Takes over what the sender tells of its own buffer.
     fn take_credit(&mut self, header: &Header) {
-        self.credit = (header.buf_alloc.min(MAX_WINDOW), header.fwd_cnt);
+        self.fwd_cnt = header.fwd_cnt;
         self.window.update_sender(header.buf_alloc);
     }
 
@@ -307,7 +326,7 @@ impl Half {
     /// An RST goes to this end, behind the payload it has not got yet.
     pub(crate) fn close(&mut self, now: Instant) {
         self.state = State::Closing;
-        self.answer_deadline = Some(now + LINGER);
+        self.rest.answer_deadline = Some(now + LINGER);
         // A REQUEST that did not go out need not be taken back, but then nothing does.
         self.pending = if self.pending.contains(Pending::REQUEST) {
             Pending::empty()
@@ -326,8 +345,11 @@ impl Half {
     }
 
     fn drop_backlog(&mut self) {
-        self.charge.sub(self.backlog.cost());
-        self.backlog = Backlog::default();
+        if self.has_backlog {
+            self.rest.charge.sub(self.rest.backlog.cost());
+            self.rest.backlog = Backlog::default();
+            self.has_backlog = false;
+        }
     }
 
     /// The sender is gone. What it had finished sending is still delivered.
@@ -346,12 +368,17 @@ impl Half {
 
     /// The connection.
     pub(crate) fn record(&self) -> &Record {
-        &self.record
+        &self.rest.claim.record
+    }
+
+    /// Where it stands in its member's lists.
+    pub(crate) fn plan(&mut self) -> &mut Plan {
+        &mut self.rest.plan
     }
 
     /// What is known here of the connection: what was sent this way.
     pub(crate) fn snapshot(&self) -> SiblingConnection {
-        let record = &self.record;
+        let record = self.record();
         let sent_bytes = self.window.sent_bytes();
         let is_outward = self.ends.from == record.from();
         SiblingConnection {
@@ -377,7 +404,7 @@ impl Half {
 
     /// Whether the connection is over for this end.
     pub(crate) fn is_over(&self) -> bool {
-        self.state == State::Closing && self.pending.is_empty() && self.backlog.is_empty()
+        self.state == State::Closing && self.pending.is_empty() && !self.has_backlog
     }
 
     /// Whether the connection is ending: what this end says does not matter any more.
@@ -388,19 +415,26 @@ impl Half {
     /// Whether something may be delivered.
     pub(crate) fn has_something(&self) -> bool {
         let ahead = Pending::all() - Pending::SHUTDOWN - Pending::RST;
-        if self.backlog.is_empty() {
-            !self.pending.is_empty()
-        } else {
+        if self.has_backlog {
             self.pending.intersects(ahead) || self.window.packets() > 0
+        } else {
+            !self.pending.is_empty()
         }
     }
 
     /// When [`Self::expire`] is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let requests = self.window.deadline().filter(|_| self.is_waiting());
-        match (self.answer_deadline, requests) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
+        self.answer_deadline().into_iter().chain(requests).min()
+    }
+
+    fn answer_deadline(&self) -> Option<Instant> {
+        let waits = self.state != State::Open || self.shut_down.is_all();
+        // Not looked at for nothing: it would have to come from memory.
+        if waits {
+            self.rest.answer_deadline
+        } else {
+            None
         }
     }
 
@@ -410,11 +444,11 @@ impl Half {
         if self.is_waiting() && self.window.expire(now) {
             self.pending |= Pending::CREDIT_REQUEST;
         }
-        let in_time = self.answer_deadline.is_none_or(|deadline| deadline > now);
+        let in_time = self.answer_deadline().is_none_or(|deadline| deadline > now);
         if !in_time && self.state == State::Closing {
             self.drop_backlog();
             self.pending &= Pending::RST;
-            self.answer_deadline = None;
+            self.rest.answer_deadline = None;
             return true;
         }
         in_time
@@ -457,11 +491,13 @@ impl Half {
         if !self.takes(packet) {
             return Ok(());
         }
-        let before = self.backlog.cost();
-        self.backlog
-            .push(packet.payload, packet.header.flags, self.socket_type);
-        let added = self.backlog.cost() - before;
-        if self.charge.add(added, limit) {
+        self.has_backlog = true;
+        let Rest {
+            backlog, charge, ..
+        } = &mut *self.rest;
+        let before = backlog.cost();
+        backlog.push(packet.payload, packet.header.flags, self.socket_type);
+        if charge.add(backlog.cost() - before, limit) {
             Ok(())
         } else {
             Err(Violation::Backlog)
@@ -489,7 +525,7 @@ impl Half {
         let before = self.window.delivered_bytes();
         let put = self.put_backlog(receiver);
         if self.state == State::Closing && self.window.delivered_bytes() != before {
-            self.answer_deadline = Some(now + LINGER);
+            self.rest.answer_deadline = Some(now + LINGER);
         }
         if self.is_waiting() && self.window.wants_news() {
             self.pending |= Pending::CREDIT_REQUEST;
@@ -515,24 +551,29 @@ impl Half {
         match self.state {
             State::Asked | State::Asking => false,
             State::Open => !self.shut_down.contains(ShutdownFlags::RECEIVE),
-            State::Closing => !self.backlog.is_empty(),
+            State::Closing => self.has_backlog,
         }
     }
 
     fn put_backlog(&mut self, receiver: &mut dyn Receiver) -> Put {
-        while let Some((_, flags)) = self.backlog.front() {
-            let header = self.header(Op::Rw, flags);
-            let Some((payload, _)) = self.backlog.front() else {
+        while self.has_backlog {
+            let mut header = self.header(Op::Rw, 0);
+            let Rest {
+                backlog, charge, ..
+            } = &mut *self.rest;
+            let Some((payload, flags)) = backlog.front() else {
                 break;
             };
+            header.flags = flags;
             let mut packet = Packet::new(header, payload);
             let put = put(&mut packet, &mut self.window, receiver);
             let rest = packet.payload.len();
-            let before = self.backlog.cost();
+            let before = backlog.cost();
             if put == Put::All || rest > 0 {
-                self.backlog.consume_front(rest);
+                backlog.consume_front(rest);
             }
-            self.charge.sub(before - self.backlog.cost());
+            charge.sub(before - backlog.cost());
+            self.has_backlog = !backlog.is_empty();
             if put != Put::All {
                 return put;
             }
@@ -571,14 +612,13 @@ impl Half {
     }
 
     fn header(&self, op: Op, flags: u32) -> Header {
-        let (buf_alloc, fwd_cnt) = self.credit;
         let (src, dst) = (self.ends.from, self.ends.to);
         let socket_type = self.socket_type;
         Header {
             socket_type,
             flags,
-            buf_alloc,
-            fwd_cnt,
+            buf_alloc: self.window.sender_buf_alloc(),
+            fwd_cnt: self.fwd_cnt,
             ..Header::new(op, src, dst)
         }
     }
@@ -587,7 +627,8 @@ impl Half {
 impl Drop for Half {
     fn drop(&mut self) {
         self.drop_backlog();
-        self.record.count(self.ends.from, self.window.sent_bytes());
+        self.record()
+            .count(self.ends.from, self.window.sent_bytes());
     }
 }
 

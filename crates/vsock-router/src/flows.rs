@@ -1,7 +1,6 @@
 //! The flows that lead to a member: what is behind its lock.
 
-use std::collections::hash_map::Entry as MapEntry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +8,7 @@ use vsock_packet::{Cid, Op, RawHeader};
 
 use crate::account::{Charge, Waiting};
 use crate::flow::{Delivered, Ends, Half};
+use crate::halves::{Flow, Halves};
 use crate::member::Member;
 use crate::port::{Packet, Receiver};
 use crate::record::ConnectionId;
@@ -18,7 +18,7 @@ use crate::sync::atomic::AtomicUsize;
 /// The flows that lead to a member.
 #[derive(Default)]
 pub(crate) struct Flows {
-    halves: HashMap<Ends, Flow>,
+    halves: Halves,
     agenda: Agenda,
     /// When the owner comes by itself. A timer that is taken back leaves it as it is: telling
     /// the owner of a later time costs more than an idle turn.
@@ -28,11 +28,6 @@ pub(crate) struct Flows {
     closed: bool,
     /// What waits here, by sender.
     waiting: Waiting,
-}
-
-pub(crate) struct Flow {
-    half: Half,
-    peer: Arc<Member>,
 }
 
 /// Which halves are to be looked at, and when.
@@ -48,23 +43,24 @@ struct Agenda {
 impl Agenda {
     /// Follows what has become of a half. `true` when there is something to deliver.
     fn follow(&mut self, half: &mut Half) -> bool {
+        let ends = half.ends();
         if let Some(at) = half.deadline()
-            && half.scheduled.is_none_or(|scheduled| at < scheduled)
+            && half.plan().scheduled.is_none_or(|scheduled| at < scheduled)
         {
-            if let Some(old) = half.scheduled.replace(at) {
-                self.timers.remove(&(old, half.ends()));
+            if let Some(old) = half.plan().scheduled.replace(at) {
+                self.timers.remove(&(old, ends));
             }
-            self.timers.insert((at, half.ends()));
+            self.timers.insert((at, ends));
         }
         let something = half.has_something();
-        if something && half.turn.is_none() {
+        if something && half.plan().turn.is_none() {
             self.line_up(half, self.last_turn());
         }
         something
     }
 
     fn line_up(&mut self, half: &mut Half, turn: u64) {
-        half.turn = Some(turn);
+        half.plan().turn = Some(turn);
         self.queue.insert(turn, half.ends());
     }
 
@@ -79,11 +75,12 @@ impl Agenda {
         first.is_some_and(|(_, first)| *first != ends)
     }
 
-    fn forget(&mut self, half: &Half) {
-        if let Some(at) = half.scheduled {
-            self.timers.remove(&(at, half.ends()));
+    fn forget(&mut self, half: &mut Half) {
+        let ends = half.ends();
+        if let Some(at) = half.plan().scheduled {
+            self.timers.remove(&(at, ends));
         }
-        if let Some(turn) = half.turn {
+        if let Some(turn) = half.plan().turn {
             self.queue.remove(&turn);
         }
     }
@@ -138,20 +135,15 @@ impl Flows {
     }
 
     /// Adds a half.
-    pub(crate) fn insert(
-        &mut self,
-        ends: Ends,
-        half: Half,
-        peer: Arc<Member>,
-    ) -> Result<(), Refusal> {
+    pub(crate) fn insert(&mut self, half: Half, peer: Arc<Member>) -> Result<(), Refusal> {
         if self.closed {
             return Err(Refusal::NotUp);
         }
-        if self.halves.contains_key(&ends) {
+        let ends = half.ends();
+        if !self.halves.insert(Flow { half, peer }) {
             // The last connection with these ends has not ended for everybody yet.
             return Err(Refusal::InUse);
         }
-        self.halves.insert(ends, Flow { half, peer });
         self.settle(ends);
         Ok(())
     }
@@ -163,12 +155,12 @@ impl Flows {
 
     /// Who is at the other end of a half.
     pub(crate) fn peer(&self, ends: Ends) -> Option<Arc<Member>> {
-        self.halves.get(&ends).map(|flow| Arc::clone(&flow.peer))
+        self.halves.get(ends).map(|flow| Arc::clone(&flow.peer))
     }
 
     /// All halves with who is at their other ends.
     pub(crate) fn peers(&self) -> Vec<(Ends, Arc<Member>)> {
-        let peer = |(ends, flow): (&Ends, &Flow)| (*ends, Arc::clone(&flow.peer));
+        let peer = |flow: &Flow| (flow.half.ends(), Arc::clone(&flow.peer));
         let mut peers: Vec<_> = self.halves.iter().map(peer).collect();
         // What happens is not to depend on how a map hashes.
         peers.sort_unstable_by_key(|(ends, _)| *ends);
@@ -177,12 +169,12 @@ impl Flows {
 
     /// All halves.
     pub(crate) fn halves(&self) -> impl Iterator<Item = (&Half, &Arc<Member>)> {
-        self.halves.values().map(|flow| (&flow.half, &flow.peer))
+        self.halves.iter().map(|flow| (&flow.half, &flow.peer))
     }
 
     /// One half.
     pub(crate) fn half(&self, ends: Ends) -> Option<&Half> {
-        self.halves.get(&ends).map(|flow| &flow.half)
+        self.halves.get(ends).map(|flow| &flow.half)
     }
 
     /// Keeps an answer to a packet of no connection, unless there are many.
@@ -227,7 +219,7 @@ impl Flows {
         while let Some(packet) = packets.get(run.len) {
             let ends = Ends::of(&packet.header).reversed();
             let is_first = run.len == 0;
-            let Some(flow) = self.halves.get_mut(&ends) else {
+            let Some(flow) = self.halves.get_mut(ends) else {
                 if is_first && packet.header.op != Op::Rst {
                     run.verdict = Verdict::Stranger;
                 }
@@ -280,7 +272,7 @@ impl Flows {
         failed: &mut Vec<Failed>,
     ) {
         let ends = Ends::of(&packet.header);
-        let Some(flow) = self.halves.get_mut(&ends) else {
+        let Some(flow) = self.halves.get_mut(ends) else {
             // An RST needs no end that it could reach.
             if packet.header.op != Op::Rst {
                 failed.push(Failed::Gone(ends));
@@ -309,7 +301,7 @@ impl Flows {
 
     /// Ends a half in some way. `true` when there is something to deliver for that.
     pub(crate) fn end(&mut self, ends: Ends, how: End, now: Instant) -> bool {
-        let Some(flow) = self.halves.get_mut(&ends) else {
+        let Some(flow) = self.halves.get_mut(ends) else {
             return false;
         };
         how(&mut flow.half, now);
@@ -334,10 +326,10 @@ impl Flows {
             self.strangers.pop_front();
         }
         while let Some((turn, ends)) = self.agenda.queue.pop_first() {
-            let Some(flow) = self.halves.get_mut(&ends) else {
+            let Some(flow) = self.halves.get_mut(ends) else {
                 continue;
             };
-            flow.half.turn = None;
+            flow.half.plan().turn = None;
             let before = flow.half.progress();
             let delivered = flow.half.flush(receiver, now);
             if delivered == Delivered::NoBuffer {
@@ -354,7 +346,7 @@ impl Flows {
 
     /// Follows what has become of a half. `true` when there is something to deliver.
     fn settle(&mut self, ends: Ends) -> bool {
-        let Some(flow) = self.halves.get_mut(&ends) else {
+        let Some(flow) = self.halves.get_mut(ends) else {
             return false;
         };
         if flow.half.is_over() {
@@ -365,11 +357,8 @@ impl Flows {
     }
 
     pub(crate) fn remove(&mut self, ends: Ends) -> Option<Arc<Member>> {
-        let MapEntry::Occupied(found) = self.halves.entry(ends) else {
-            return None;
-        };
-        let flow = found.remove();
-        self.agenda.forget(&flow.half);
+        let mut flow = self.halves.remove(ends)?;
+        self.agenda.forget(&mut flow.half);
         Some(flow.peer)
     }
 
@@ -382,10 +371,10 @@ impl Flows {
             && at <= now
         {
             self.agenda.timers.pop_first();
-            let Some(flow) = self.halves.get_mut(&ends) else {
+            let Some(flow) = self.halves.get_mut(ends) else {
                 continue;
             };
-            flow.half.scheduled = None;
+            flow.half.plan().scheduled = None;
             if !flow.half.expire(now) {
                 flow.half.reset(now);
                 expired.push((ends, Arc::clone(&flow.peer)));

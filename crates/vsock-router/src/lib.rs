@@ -197,6 +197,7 @@ mod account;
 mod backlog;
 mod flow;
 mod flows;
+mod halves;
 mod host;
 mod member;
 mod port;

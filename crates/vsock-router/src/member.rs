@@ -181,21 +181,19 @@ impl Member {
             peer.end(ends, Half::reset, now);
         }
         let limit = self.max_connections.load(Ordering::Relaxed);
-        let claim = Claim {
-            slot: Slot::take(&self.opened, limit).ok_or(Refusal::TooManyConnections)?,
-            record: Arc::new(self.recorder.record(
+        let claim = Arc::new(Claim {
+            _slot: Slot::take(&self.opened, limit).ok_or(Refusal::TooManyConnections)?,
+            record: self.recorder.record(
                 ConnectionKind::Sibling,
                 request.src,
                 request.dst,
                 request.socket_type,
                 now,
-            )),
-        };
-        let (own, record) = (claim.clone(), Arc::clone(&claim.record));
-        self.insert(back, target, |charge| {
-            Half::asking(request, charge, own, now)
-        })?;
-        let asked = target.insert(ends, self, |charge| Half::asked(request, charge, claim));
+            ),
+        });
+        let [own, others] = [Arc::clone(&claim), Arc::clone(&claim)];
+        self.insert(target, |charge| Half::asking(request, charge, own, now))?;
+        let asked = target.insert(self, |charge| Half::asked(request, charge, others));
         if let Err(why) = asked {
             self.forget(back);
             return Err(why);
@@ -215,22 +213,17 @@ impl Member {
             target.end(ends, Half::reset, now);
             return Err(why);
         }
-        record.begin();
+        claim.record.begin();
         self.counters.opened.fetch_add(1, Ordering::Relaxed);
         target.flush(now);
         Ok(())
     }
 
     /// Adds a half that leads here from `sender`.
-    fn insert(
-        &self,
-        ends: Ends,
-        sender: &Arc<Self>,
-        half: impl FnOnce(Charge) -> Half,
-    ) -> Result<(), Refusal> {
+    fn insert(&self, sender: &Arc<Self>, half: impl FnOnce(Charge) -> Half) -> Result<(), Refusal> {
         let mut flows = self.flows();
         let charge = flows.charge(sender.cid, &sender.charged);
-        flows.insert(ends, half(charge), Arc::clone(sender))
+        flows.insert(half(charge), Arc::clone(sender))
     }
 
     /// Removes a half that leads here, and returns the peer.

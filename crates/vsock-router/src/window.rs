@@ -21,18 +21,17 @@ pub(crate) struct Window {
     /// What the sender may have sent in all. Once granted it is not taken back: the
     /// sender's packets may be on their way when the receiver shrinks its buffer.
     granted: Wrapping<u32>,
-    /// What the sender has sent in all.
-    tx_cnt: Wrapping<u32>,
-    /// The same, in bytes that do not wrap.
+    /// What the sender has sent in all, in bytes. On the wire this wraps: [`Self::tx_cnt`].
     sent_bytes: u64,
     /// What of it has reached the receiver's RX ring.
     delivered: Wrapping<u32>,
     unread: UnreadPackets,
-    requests: CreditRequests,
+    /// `None` while nobody waits.
+    requests: Option<Box<CreditRequests>>,
     /// The receiver was asked for news since it last had read something.
     asked: bool,
     /// Requests that went to it and that it has not answered.
-    unanswered: u32,
+    unanswered: u16,
 }
 
 impl Window {
@@ -41,13 +40,13 @@ impl Window {
         self.buf_alloc = header.buf_alloc.min(MAX_WINDOW);
         let granted = Wrapping(header.fwd_cnt) + Wrapping(self.buf_alloc);
         // Who claims to have read what was never sent gets no more than a window for it.
-        let ahead = (granted - self.tx_cnt).0.min(MAX_WINDOW);
+        let ahead = (granted - self.tx_cnt()).0.min(MAX_WINDOW);
         if (granted - self.granted).0 < 1 << 31 {
-            self.granted = self.tx_cnt + Wrapping(ahead);
+            self.granted = self.tx_cnt() + Wrapping(ahead);
         }
         self.fwd_cnt = Wrapping(header.fwd_cnt);
         let is_answer = header.op == Op::CreditUpdate && self.unanswered > 0;
-        self.unanswered -= u32::from(is_answer);
+        self.unanswered -= u16::from(is_answer);
         let was_read = self.unread.forwarded(header.fwd_cnt);
         if was_read {
             // News that change nothing are no reason to ask again: two ends that both do
@@ -59,18 +58,28 @@ impl Window {
             self.unread.read_empty(header.fwd_cnt);
         }
         if !self.is_full() {
-            self.requests.end();
+            self.requests = None;
         }
+    }
+
+    /// What the sender has sent in all, as the wire has it.
+    fn tx_cnt(&self) -> Wrapping<u32> {
+        Wrapping(self.sent_bytes as u32)
     }
 
     /// Takes over what the sender says of its own buffer.
     pub(crate) fn update_sender(&mut self, buf_alloc: u32) {
-        self.sender_buf_alloc = buf_alloc;
+        self.sender_buf_alloc = buf_alloc.min(MAX_WINDOW);
+    }
+
+    /// The sender's `buf_alloc`, as it may be told to the receiver.
+    pub(crate) fn sender_buf_alloc(&self) -> u32 {
+        self.sender_buf_alloc
     }
 
     /// Whether the sender can send nothing, or thinks so.
     fn is_full(&self) -> bool {
-        let in_flight = (self.tx_cnt - self.fwd_cnt).0;
+        let in_flight = (self.tx_cnt() - self.fwd_cnt).0;
         let by_its_own = self.sender_buf_alloc > 0 && in_flight >= self.sender_buf_alloc;
         self.credit() == 0 || self.packets() == 0 || by_its_own
     }
@@ -78,7 +87,7 @@ impl Window {
     /// Bytes the sender may send.
     fn credit(&self) -> u32 {
         // What was sent was granted before, so the difference never wraps.
-        (self.granted - self.tx_cnt).0
+        (self.granted - self.tx_cnt()).0
     }
 
     /// Packets that may be delivered.
@@ -90,7 +99,6 @@ impl Window {
     pub(crate) fn sent(&mut self, len: u32) -> bool {
         let within = len <= self.credit();
         if within {
-            self.tx_cnt += len;
             self.sent_bytes += u64::from(len);
         }
         within
@@ -118,7 +126,7 @@ impl Window {
     /// Whether the receiver is to be asked for news: somebody waits for them, or will
     /// soon, and nobody else asks. Linux never does.
     pub(crate) fn wants_news(&mut self) -> bool {
-        if self.is_full() && self.requests.begin() {
+        if self.is_full() && self.requests.get_or_insert_default().begin() {
             return true;
         }
         let soon = !self.asked && self.unread.is_half_full(self.buf_alloc);
@@ -128,19 +136,24 @@ impl Window {
 
     /// A request goes to the receiver.
     pub(crate) fn asked(&mut self, now: Instant) {
-        self.requests.sent(now);
+        if let Some(requests) = &mut self.requests {
+            requests.sent(now);
+        }
         self.unanswered = self.unanswered.saturating_add(1);
     }
 
     /// When [`Self::expire`] is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.requests.deadline()
+        self.requests.as_ref()?.deadline()
     }
 
     /// Whether by `now` the receiver is to be asked, having told nothing while somebody
     /// waited.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
-        let asks = self.requests.expire(now);
+        let asks = self
+            .requests
+            .as_mut()
+            .is_some_and(|requests| requests.expire(now));
         if asks {
             // One that tells only when asked cannot tell of empty messages at all: it gets
             // them, if slowly.
