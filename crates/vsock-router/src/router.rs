@@ -66,6 +66,10 @@ pub enum Refusal {
     /// No application listens, or it listens and its backlog is full.
     #[error("nobody accepts there")]
     NotListening,
+    /// The socket there belongs to the process of the device itself, which has no host
+    /// applications: it is another guest's, say, and a symbolic link led there.
+    #[error("the socket there is the device's own")]
+    OwnSocket,
     /// The guest has as many connections as it may have.
     #[error("the guest has too many connections")]
     TooManyConnections,

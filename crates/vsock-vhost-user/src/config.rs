@@ -29,6 +29,10 @@ pub struct GuestConfig {
     /// Who may connect to the two sockets, where the server creates them. What this guest's
     /// sockets allow says nothing of another's.
     pub access: SocketAccess,
+    /// Whether host applications may be in this process. If not, a guest that is led back
+    /// here is refused: whoever may put symbolic links beside `uds_path` could have it
+    /// connected to another guest's sockets, or to those that control this process.
+    pub reaches_own_process: bool,
     /// The groups this guest is in. It reaches the guests it shares one with; with none,
     /// it reaches the host only.
     pub groups: Vec<String>,
@@ -83,6 +87,7 @@ impl GuestConfig {
             socket: VhostUserSocket::Path(socket.into()),
             uds_path: uds_path.into(),
             access: SocketAccess::default(),
+            reaches_own_process: true,
             groups: Vec::new(),
             host_cids: Vec::new(),
             queue_size: Self::MAX_QUEUE_SIZE,

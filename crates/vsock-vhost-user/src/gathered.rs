@@ -9,7 +9,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as NetType};
+use rustix::process::getpid;
 use tracing::{debug, trace};
 use vsock_connection::ConnectionId;
 use vsock_packet::{Header, Op, Payload, RawHeader, SocketType};
@@ -187,12 +189,20 @@ impl Worker {
             debug!(path = %path.display(), %error, "cannot connect");
             Refusal::NotListening
         })?;
+        if !self.reaches_own_process && is_of_this_process(&socket) {
+            return Err(Refusal::OwnSocket);
+        }
         if !self.connections.accept(request, socket) {
             return Err(Refusal::TooManyConnections);
         }
         self.counters.guest_connections.add(1);
         Ok(())
     }
+}
+
+/// Whether this process listens at the other end. What cannot be told is not trusted.
+fn is_of_this_process(socket: &OwnedFd) -> bool {
+    socket_peercred(socket).map_or(true, |listener| listener.pid == getpid())
 }
 
 /// Connects without waiting. An AF_UNIX connection is there at once or not at all: a

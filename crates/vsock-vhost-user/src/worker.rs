@@ -58,6 +58,8 @@ pub(crate) struct Worker {
     pub(crate) member: Arc<Member>,
     port: Arc<RxPort>,
     pub(crate) poller: Poller,
+    /// Whether host applications may be in this process.
+    pub(crate) reaches_own_process: bool,
     pub(crate) counters: Arc<Counters>,
     pub(crate) gauges: Arc<Gauges>,
     pub(crate) inbox: Arc<Inbox>,
@@ -163,6 +165,7 @@ impl Worker {
             port,
             door,
             poller,
+            reaches_own_process: config.reaches_own_process,
             counters,
             gauges: Arc::default(),
             inbox,

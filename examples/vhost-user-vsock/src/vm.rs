@@ -115,6 +115,7 @@ impl Vm {
         Ok(GuestConfig {
             socket,
             access: self.access,
+            reaches_own_process: false,
             groups: policy.groups,
             host_cids: policy.host_cids,
             queue_size: self.queue_size,

@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -14,6 +14,8 @@ use serde_json::json;
 use support::http::{Control, vm};
 use support::refusal::refused;
 use support::{BINARY, Daemon, directory};
+use vsock_testkit::host::Service;
+use vsock_testkit::{Error, Guest, Setup};
 
 /// The permission bits of what is at a path.
 #[track_caller]
@@ -207,6 +209,44 @@ fn the_configuration_changes_a_vms_mode_and_not_the_daemons() {
     assert_eq!(refused.refusal(), (409, "conflict".to_owned()));
     let refused = control.ask("PATCH", "/vms/3", r#"{"socket_mode": "0600"}"#);
     assert_eq!(refused.refusal(), (400, "invalid_setting".to_owned()));
+}
+
+/// Whoever may put links beside a guest's socket has the daemon go where they lead, but not
+/// to what is the daemon's own: it is let in everywhere.
+#[test]
+fn no_link_leads_a_guest_to_another_guests_sockets_or_to_the_daemons_control() {
+    let dir = directory();
+    let at = |name: &str| dir.path().join(name);
+    let _daemon = Daemon::start([
+        option(dir.path(), 3, ""),
+        option(dir.path(), 4, ""),
+        format!("--control={}", at("control").display()),
+        "--control-mode=0666".to_owned(),
+    ]);
+    let _service = Service::echo(&at("elsewhere"), 1).unwrap();
+    let [own, allowed] = [80..84, 84..85];
+    let targets = ["4.vsock", "4.sock", "control", "3.vsock", "elsewhere_1"];
+    for (port, target) in own.clone().chain(allowed.clone()).zip(targets) {
+        symlink(at(target), at(&format!("3.vsock_{port}"))).unwrap();
+    }
+    let mut guest = Guest::start(at("3.sock"), Setup::default()).unwrap();
+    for port in own {
+        let refused = guest.connect(port);
+        assert!(
+            matches!(refused, Err(Error::Refused { .. })),
+            "{port}: {refused:?}"
+        );
+    }
+    for port in allowed {
+        let stream = guest.connect(port).unwrap();
+        assert_eq!(guest.exchange(stream, b"hello", 5).unwrap(), b"hello");
+    }
+    let control = Control(at("control"));
+    assert_eq!(
+        control.get("/vms/3").json()["counters"]["refused_requests"],
+        4
+    );
+    assert_eq!(control.get("/vms/4").json()["state"], "waiting");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustix::process::geteuid;
+use rustix::process::{geteuid, getpid};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -56,7 +56,7 @@ pub(super) async fn serve(
         };
         tokio::select! {
             Some((stream, place)) = next => {
-                let is_allowed = is_given || is_trusted(&stream).unwrap_or(false);
+                let is_allowed = is_allowed(&stream, is_given).unwrap_or(false);
                 let attended = attend(stream, is_allowed, performer.clone());
                 clients.spawn(async move {
                     attended.await;
@@ -112,10 +112,13 @@ async fn is_true(value: &mut watch::Receiver<bool>) {
     let _ = value.wait_for(|value| *value).await;
 }
 
-/// The daemon's own user, and root.
-fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
-    let uid = stream.peer_cred()?.uid();
-    Ok(uid == 0 || uid == geteuid().as_raw())
+/// The daemon's own user and root, or whoever can connect if that `is_given`; but no guest,
+/// which would come as the daemon itself if a symbolic link led it here.
+fn is_allowed(stream: &UnixStream, is_given: bool) -> io::Result<bool> {
+    let client = stream.peer_cred()?;
+    let is_guest = client.pid() == Some(getpid().as_raw_nonzero().get());
+    let is_trusted = [0, geteuid().as_raw()].contains(&client.uid());
+    Ok(!is_guest && (is_given || is_trusted))
 }
 
 async fn answer(

@@ -13,6 +13,7 @@
 #![allow(dead_code)] // Each test file uses a part of it.
 #![allow(clippy::unwrap_used)] // What fails here fails the test.
 
+mod metronome;
 pub(crate) mod raw;
 mod usage;
 mod witness;
