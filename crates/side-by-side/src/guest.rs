@@ -10,7 +10,7 @@ use vsock_packet::{Cid, Header, Op, ShutdownFlags, VsockAddr};
 use crate::driver::{Driver, Stop};
 use crate::stream::{State, Stream};
 
-/// Names a stream of a guest, until it is closed.
+/// Names a stream of a guest, until it is forgotten.
 pub(crate) type StreamId = usize;
 
 /// Both ends of a stream, the guest's first.
@@ -25,7 +25,7 @@ pub(crate) enum Event {
     Accepted,
     /// So many bytes came.
     Data(StreamId, u32),
-    /// It is gone.
+    /// It is gone, and its number is to be freed ([`Guest::forget`]).
     Closed(StreamId),
 }
 
@@ -85,6 +85,12 @@ impl Guest {
             shutdown.flags = ShutdownFlags::all().bits();
             self.reply(shutdown);
         }
+    }
+
+    /// Frees the number of a stream that is gone: only now, so that no event after its last
+    /// is another's.
+    pub(crate) fn forget(&mut self, id: StreamId) {
+        self.streams.try_remove(id);
     }
 
     /// Sends packets of `len` bytes for as long as there are credit and room, `most` at
@@ -164,7 +170,7 @@ impl Guest {
                 let rst = stream.packet(Op::Rst, 0);
                 (!closing).then(|| {
                     self.reply(rst);
-                    self.remove(id)
+                    self.end(ends, id)
                 })
             }
             Op::CreditRequest => {
@@ -172,7 +178,7 @@ impl Guest {
                 self.reply(update);
                 None
             }
-            Op::Rst => Some(self.remove(id)),
+            Op::Rst => Some(self.end(ends, id)),
             // A credit update may be what a sender waits for.
             _ => None,
         }
@@ -194,9 +200,8 @@ impl Guest {
         id
     }
 
-    fn remove(&mut self, id: StreamId) -> Event {
-        let stream = self.streams.remove(id);
-        self.by_ends.remove(&(stream.local, stream.peer));
+    fn end(&mut self, ends: Ends, id: StreamId) -> Event {
+        self.by_ends.remove(&ends);
         self.last = None;
         Event::Closed(id)
     }

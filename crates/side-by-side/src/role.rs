@@ -127,6 +127,7 @@ impl Apps {
                 None => self.serve(guest, id, len),
             },
             Event::Closed(id) => {
+                guest.forget(id);
                 let exchange = self.streams.get_mut(id).and_then(Option::take);
                 self.senders.retain(|&(sender, _)| sender != id);
                 if let Some(Exchange { client, .. }) = exchange
