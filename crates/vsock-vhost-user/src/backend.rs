@@ -170,7 +170,7 @@ impl VhostUserBackend for Backend {
             _ if u64::from(device_event) == POLLER_TOKEN => Cause::Host,
             _ => return Ok(()),
         };
-        let turn = AssertUnwindSafe(|| self.worker().turn_with(cause, vrings));
+        let turn = AssertUnwindSafe(|| self.worker().turns_with(cause, vrings));
         if catch_unwind(turn).is_err() {
             // What the worker has of this session may be anything: it ends, and with it all
             // connections.

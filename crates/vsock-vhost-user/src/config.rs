@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use vsock_packet::{Cid, GuestCid};
 
@@ -60,9 +61,16 @@ pub struct GuestConfig {
     pub max_bytes_per_second: Option<u64>,
     /// Connections the guest may ask for in a second; `None` for any number.
     pub max_requests_per_second: Option<u64>,
+    /// How long the worker looks for more to do before it sleeps, where that has made it
+    /// faster lately: time of a processor for latency. Zero to sleep at once, always.
+    pub busy_poll: Duration,
 }
 
 impl GuestConfig {
+    /// The default `busy_poll`.
+    pub const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(50);
+    /// The longest `busy_poll`. Meanwhile the VMM's requests wait.
+    pub const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
     /// The default and the largest `queue_size`.
     pub const MAX_QUEUE_SIZE: u16 = 1024;
     /// The default `tx_buffer_size`: what Linux gives its own sockets.
@@ -98,6 +106,7 @@ impl GuestConfig {
             max_handshakes: Self::DEFAULT_MAX_HANDSHAKES,
             max_bytes_per_second: None,
             max_requests_per_second: None,
+            busy_poll: Self::DEFAULT_BUSY_POLL,
         }
     }
 }

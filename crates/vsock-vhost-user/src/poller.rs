@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
@@ -114,6 +114,12 @@ impl Poller {
             handle(token, event.flags);
         }
         events.len() == BATCH
+    }
+
+    /// Whether there are events, now.
+    pub(crate) fn is_ready(&self) -> bool {
+        let mut fds = [PollFd::new(&self.registry.0, PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&Timespec::default())) == Ok(1)
     }
 
     fn clear(&mut self, token: Token) {
@@ -258,10 +264,7 @@ mod tests {
     /// What comes within a second.
     fn awaited(poller: &mut Poller) -> Vec<Token> {
         rustix::event::poll(
-            &mut [rustix::event::PollFd::new(
-                &poller.registry.0,
-                rustix::event::PollFlags::IN,
-            )],
+            &mut [PollFd::new(&poller.registry.0, PollFlags::IN)],
             Some(&Timespec {
                 tv_sec: 1,
                 tv_nsec: 0,

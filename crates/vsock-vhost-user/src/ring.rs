@@ -221,6 +221,11 @@ impl<'q, 'm> RingPass<'q, 'm> {
         let _ = self.queue.disable_notification(self.places.mem);
     }
 
+    /// Whether there is a chain to take.
+    pub(crate) fn is_ready(&mut self) -> bool {
+        self.look() && self.knows_next()
+    }
+
     /// Asks for a kick with the next chain. `true` when one is there already.
     pub(crate) fn enable_kicks(&mut self) -> bool {
         let (wish, at) = if self.queue.event_idx_enabled() {

@@ -84,6 +84,27 @@ impl RxPort {
         (state.open, state.starved) = (false, false);
     }
 
+    /// Whether buffers that ran out are there again. Nobody is waited for to know it.
+    pub(crate) fn is_refilled(&self) -> bool {
+        let Ok(state) = self.state.try_lock() else {
+            return false;
+        };
+        let State {
+            ring: Some((ring, memory)),
+            open: true,
+            starved: true,
+        } = &*state
+        else {
+            return false;
+        };
+        let memory = memory.memory();
+        let mut ring_state = ring.get_mut();
+        memory_faults::within(&memory, ring.fault(), || {
+            RingPass::begin(ring_state.get_queue_mut(), &memory)
+                .is_some_and(|mut pass| pass.is_ready())
+        })
+    }
+
     /// One pass over the RX ring, to be followed by [`Port::notify`]. `None` when the guest
     /// does not receive now, else what `fill` returns.
     pub(crate) fn with<R>(&self, fill: impl FnOnce(&mut RxPass<'_, '_>) -> R) -> Option<R> {

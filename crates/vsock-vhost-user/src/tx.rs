@@ -70,7 +70,7 @@ impl Worker {
                 held = true;
                 break;
             }
-            if taken < CHAINS_PER_PUBLISH && !pass.enable_kicks() {
+            if taken < CHAINS_PER_PUBLISH && !self.goes_on(&mut pass) {
                 break;
             }
         }

@@ -33,6 +33,7 @@ use crate::fault::Fault;
 use crate::handle::Settings;
 use crate::inbox::Inbox;
 use crate::memory::SharedMemory;
+use crate::patience::Patience;
 use crate::poller::{Poller, Token};
 use crate::rate::Bucket;
 use crate::rx::RxPort;
@@ -56,7 +57,7 @@ pub(crate) struct Worker {
     pub(crate) connections: Connections,
     /// The guest among its siblings.
     pub(crate) member: Arc<Member>,
-    port: Arc<RxPort>,
+    pub(crate) port: Arc<RxPort>,
     pub(crate) poller: Poller,
     /// Whether host applications may be in this process.
     pub(crate) reaches_own_process: bool,
@@ -67,7 +68,7 @@ pub(crate) struct Worker {
     /// The time of this turn.
     pub(crate) now: Instant,
     door: Door,
-    session: Option<Session>,
+    pub(crate) session: Option<Session>,
     callers: Vec<Caller>,
     /// Somebody has woken the worker, perhaps to ask something.
     woken: bool,
@@ -76,6 +77,9 @@ pub(crate) struct Worker {
     /// Connections that it may ask for.
     pub(crate) requests: Bucket,
     refusals: Seldom,
+    pub(crate) patience: Patience,
+    /// The guest was not asked to kick: the worker is going to look for itself.
+    pub(crate) looks_for_tx: bool,
 }
 
 /// Why a worker could not be made.
@@ -88,12 +92,12 @@ pub(crate) enum SetupError {
 }
 
 /// A frontend is connected.
-struct Session {
+pub(crate) struct Session {
     memory: SharedMemory,
     rings: Option<[Vring; 2]>,
     /// Where a ring stood when it was stopped.
     stopped: [Option<Position>; 2],
-    tx_is_pending: bool,
+    pub(crate) tx_is_pending: bool,
     stop: Arc<Stop>,
     /// Ended from this side; the frontend has yet to learn it.
     is_condemned: bool,
@@ -177,6 +181,8 @@ impl Worker {
             sends: Bucket::default(),
             requests: Bucket::default(),
             refusals: Seldom::default(),
+            patience: Patience::new(config.busy_poll),
+            looks_for_tx: false,
         };
         worker.set_limits(&Settings::of(config));
         Ok(worker)
@@ -366,6 +372,7 @@ impl Worker {
     pub(crate) fn turn(&mut self, cause: Cause) {
         self.set_now();
         let now = self.now;
+        self.patience.wakes(now);
         let mut more = cause == Cause::Host && self.take_events();
         self.answer_questions();
         let drained = self.drain_pending_tx();
@@ -435,7 +442,7 @@ impl Worker {
         drained
     }
 
-    fn tx_is_pending(&self) -> bool {
+    pub(crate) fn tx_is_pending(&self) -> bool {
         let session = self.session.as_ref();
         session.is_some_and(|session| session.tx_is_pending)
     }

@@ -1,0 +1,104 @@
+//! Looking for more to do between two turns, instead of sleeping.
+//!
+//! vhost-user-backend's loop sleeps as soon as a turn is over, and a guest that has something
+//! new kicks to rouse it. A worker that [has learnt](crate::patience) that it is roused at
+//! once looks for itself for a while, and meanwhile the guest need not kick.
+
+use std::hint::spin_loop;
+use std::time::Instant;
+
+use vhost_user_backend::VringT;
+use vm_memory::GuestAddressSpace;
+
+use crate::memory_faults;
+use crate::ring::RingPass;
+use crate::vring::Vring;
+use crate::worker::{Cause, Worker};
+
+/// Turns in a row before the crate's loop looks at what only it knows of: the session's end,
+/// and kicks.
+const TURNS_IN_A_ROW: usize = 64;
+
+impl Worker {
+    /// A turn with the rings of the connected frontend, and those that follow closely.
+    pub(crate) fn turns_with(&mut self, mut cause: Cause, rings: &[Vring]) {
+        for _ in 0..TURNS_IN_A_ROW {
+            self.turn_with(cause, rings);
+            match self.look_around() {
+                Some(next) => cause = next,
+                None => break,
+            }
+        }
+        self.ask_for_kicks();
+    }
+
+    /// Whether there is more to take in a pass over the TX ring. If not, the guest is asked to
+    /// kick, unless the worker is going to look.
+    pub(crate) fn goes_on(&mut self, pass: &mut RingPass<'_, '_>) -> bool {
+        self.looks_for_tx = self.patience.looks();
+        if self.looks_for_tx {
+            pass.is_ready()
+        } else {
+            pass.enable_kicks()
+        }
+    }
+
+    /// Looks for what is to be done next, for a while, if that pays.
+    fn look_around(&mut self) -> Option<Cause> {
+        if self.tx_is_pending() {
+            // Either it is about to be woken, or what the guest sent has to wait.
+            return None;
+        }
+        let until = self.patience.idles(Instant::now());
+        if !self.patience.looks() {
+            return None;
+        }
+        let found = self.look_until(until);
+        self.patience.looked(found.is_some());
+        found
+    }
+
+    fn look_until(&self, until: Instant) -> Option<Cause> {
+        let (vring, memory) = self.tx_ring()?;
+        let memory = memory.memory();
+        let mut ring = vring.get_mut();
+        memory_faults::within(&memory, vring.fault(), || {
+            let mut tx = RingPass::begin(ring.get_queue_mut(), &memory)?;
+            loop {
+                if tx.is_ready() {
+                    return Some(Cause::Tx);
+                }
+                if self.poller.is_ready() {
+                    return Some(Cause::Host);
+                }
+                if self.port.is_refilled() {
+                    return Some(Cause::Rx);
+                }
+                if Instant::now() >= until || vring.fault().get().is_some() {
+                    return None;
+                }
+                spin_loop();
+            }
+        })
+    }
+
+    /// Asks the guest to kick again, before the worker sleeps.
+    fn ask_for_kicks(&mut self) {
+        if !std::mem::take(&mut self.looks_for_tx) || self.tx_is_pending() {
+            return;
+        }
+        let Some((vring, memory)) = self.tx_ring() else {
+            return;
+        };
+        let memory = memory.memory();
+        let has_more = memory_faults::within(&memory, vring.fault(), || {
+            let mut ring = vring.get_mut();
+            RingPass::begin(ring.get_queue_mut(), &memory)
+                .is_some_and(|mut pass| pass.enable_kicks())
+        });
+        if has_more && let Some(session) = &mut self.session {
+            session.tx_is_pending = true;
+            self.poller.waker().wake();
+        }
+    }
+}

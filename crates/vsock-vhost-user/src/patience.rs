@@ -1,0 +1,210 @@
+//! Whether a worker that has nothing to do sleeps at once, or looks for more to do first.
+//!
+//! A thread that sleeps has to be roused. Where that means to rouse its core too, it takes
+//! several times as long as what it is roused for; where those that the worker waits for need
+//! the very core it looks on, looking keeps them from it. Which of them it is, pauses tell:
+//! some are slept through and some are looked through, and what made them shorter is kept to
+//! for a while.
+
+use std::time::{Duration, Instant};
+
+/// Pauses that are measured to know one way.
+const TRIAL: u32 = 16;
+
+/// Pauses after which it is time to measure again, when looking was better; when it was not, at
+/// first, and at most.
+const KEEP_LOOKING: u32 = 2048;
+const KEEP_SLEEPING: u32 = 256;
+const KEEP_SLEEPING_LONGEST: u32 = 16_384;
+
+/// Looks in vain in a row that end a time of looking.
+const MISSES: u32 = 8;
+
+/// What a worker has learnt about its pauses.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    /// How long to look.
+    time: Duration,
+    stage: Stage,
+    /// Pauses that are left in this stage.
+    left: u32,
+    /// How long the pauses of this stage were, altogether.
+    paused: Duration,
+    /// Since when there is nothing to do.
+    idle_since: Option<Instant>,
+    misses: u32,
+    keep_sleeping: u32,
+}
+
+/// What is done in pauses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    TrySleeping,
+    TryLooking { slept: Duration },
+    KeepLooking,
+    KeepSleeping,
+}
+
+impl Patience {
+    /// Looks for `time` at most; not at all when that is zero.
+    pub(crate) fn new(time: Duration) -> Self {
+        Self {
+            time,
+            stage: Stage::TrySleeping,
+            left: TRIAL,
+            paused: Duration::ZERO,
+            idle_since: None,
+            misses: 0,
+            keep_sleeping: KEEP_SLEEPING,
+        }
+    }
+
+    /// Whether to look in the pause that comes next.
+    pub(crate) fn looks(&self) -> bool {
+        matches!(self.stage, Stage::TryLooking { .. } | Stage::KeepLooking)
+    }
+
+    /// There is nothing to do. Until when to look for something.
+    pub(crate) fn idles(&mut self, now: Instant) -> Instant {
+        self.idle_since = Some(now);
+        now + self.time
+    }
+
+    /// Looking has `found` something, or not.
+    pub(crate) fn looked(&mut self, found: bool) {
+        self.misses = if found { 0 } else { self.misses + 1 };
+        if self.misses == MISSES && self.stage == Stage::KeepLooking {
+            self.enter(Stage::TrySleeping, TRIAL);
+        }
+    }
+
+    /// There is something to do again.
+    pub(crate) fn wakes(&mut self, now: Instant) {
+        let Some(since) = self.idle_since.take() else {
+            return;
+        };
+        // Of a long pause it is enough to know that it was long.
+        self.paused += now.saturating_duration_since(since).min(4 * self.time);
+        self.left -= 1;
+        if self.left == 0 {
+            self.conclude();
+        }
+    }
+
+    fn conclude(&mut self) {
+        match self.stage {
+            // So long that what rousing takes is no matter.
+            Stage::TrySleeping if self.paused >= 2 * TRIAL * self.time => {
+                self.enter(Stage::TrySleeping, TRIAL);
+            }
+            Stage::TrySleeping => {
+                let slept = self.paused;
+                self.enter(Stage::TryLooking { slept }, TRIAL);
+            }
+            // Better, and not just by chance.
+            Stage::TryLooking { slept } if 4 * self.paused < 3 * slept => {
+                self.keep_sleeping = KEEP_SLEEPING;
+                self.enter(Stage::KeepLooking, KEEP_LOOKING);
+            }
+            Stage::TryLooking { .. } => {
+                self.enter(Stage::KeepSleeping, self.keep_sleeping);
+                self.keep_sleeping = (2 * self.keep_sleeping).min(KEEP_SLEEPING_LONGEST);
+            }
+            Stage::KeepLooking | Stage::KeepSleeping => self.enter(Stage::TrySleeping, TRIAL),
+        }
+    }
+
+    fn enter(&mut self, stage: Stage, pauses: u32) {
+        self.stage = stage;
+        self.left = pauses;
+        self.paused = Duration::ZERO;
+        self.misses = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIME: Duration = Duration::from_micros(50);
+
+    /// A worker, and who keeps it busy.
+    struct Scene {
+        patience: Patience,
+        now: Instant,
+    }
+
+    impl Scene {
+        fn new(time: Duration) -> Self {
+            Self {
+                patience: Patience::new(time),
+                now: Instant::now(),
+            }
+        }
+
+        /// Some pauses, so many microseconds long when they are slept through, and when they
+        /// are looked through. How many of them were looked through.
+        fn pause(&mut self, pauses: usize, slept: u64, looked: u64) -> usize {
+            (0..pauses)
+                .filter(|_| self.pause_once(slept, looked))
+                .count()
+        }
+
+        fn pause_once(&mut self, slept: u64, looked: u64) -> bool {
+            let looks = self.patience.looks();
+            let until = self.patience.idles(self.now);
+            let took = Duration::from_micros(if looks { looked } else { slept });
+            if looks {
+                self.patience.looked(self.now + took <= until);
+            }
+            self.now += took;
+            self.patience.wakes(self.now);
+            looks
+        }
+    }
+
+    #[test]
+    fn looks_where_that_makes_pauses_shorter() {
+        let mut scene = Scene::new(TIME);
+        let looked = scene.pause(10_000, 60, 15);
+        assert!(looked > 9_800, "{looked}");
+    }
+
+    #[test]
+    fn sleeps_where_looking_makes_nothing_shorter() {
+        let mut scene = Scene::new(TIME);
+        let looked = scene.pause(100_000, 8, 8);
+        assert!((1..500).contains(&looked), "{looked}");
+    }
+
+    #[test]
+    fn sleeps_through_long_pauses() {
+        let mut scene = Scene::new(TIME);
+        assert_eq!(scene.pause(10_000, 200, 150), 0);
+    }
+
+    #[test]
+    fn stops_looking_when_pauses_become_long() {
+        let mut scene = Scene::new(TIME);
+        scene.pause(200, 60, 15);
+        assert!(scene.patience.looks());
+        let looked = scene.pause(1_000, 1_000, 1_000);
+        assert!(looked <= MISSES as usize, "{looked}");
+    }
+
+    #[test]
+    fn learns_that_looking_has_begun_to_pay_and_that_it_has_ceased() {
+        let mut scene = Scene::new(TIME);
+        scene.pause(50_000, 8, 8);
+        scene.pause(20_000, 60, 15);
+        assert!(scene.pause(1_000, 60, 15) > 950);
+        scene.pause(5_000, 8, 8);
+        assert!(scene.pause(1_000, 8, 8) < 50);
+    }
+
+    #[test]
+    fn never_looks_when_it_has_no_time_to() {
+        let mut scene = Scene::new(Duration::ZERO);
+        assert_eq!(scene.pause(1_000, 60, 15) + scene.pause(1_000, 0, 0), 0);
+    }
+}
