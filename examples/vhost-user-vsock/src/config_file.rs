@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::access::{Written, WrittenAccess};
 use crate::mistake::Mistake;
+use crate::process::WrittenProcess;
 use crate::sandbox::Directory;
 use crate::spec::{Origin, Settings, Table, VmSpec};
 
@@ -26,8 +27,8 @@ pub(crate) struct Config {
     /// Who may connect to VMs' sockets, and to the control socket.
     pub(crate) socket_access: WrittenAccess,
     pub(crate) control_access: WrittenAccess,
-    /// How many VMs there may be.
-    pub(crate) max_guests: Option<Written>,
+    /// What holds for the whole process.
+    pub(crate) process: WrittenProcess,
     /// The VMs, in the order of the files' names and of the tables in each.
     pub(crate) vms: Vec<VmSpec>,
 }
@@ -49,6 +50,7 @@ struct ConfigFile {
     socket_mode: Option<String>,
     socket_owner: Option<String>,
     max_guests: Option<u64>,
+    busy_poll_us: Option<u64>,
     #[serde(default)]
     directories: Vec<PathBuf>,
     #[serde(default)]
@@ -121,11 +123,17 @@ impl Config {
             mode: written("control-mode", file.control_mode.as_ref()),
             owner: written("control-owner", file.control_owner.as_ref()),
         };
-        let max_guests = file.max_guests.map(|most| most.to_string());
-        let max_guests = written("max-guests", max_guests.as_ref());
+        let number = |key, value: Option<u64>| {
+            let value = value.map(|value| value.to_string());
+            written(key, value.as_ref())
+        };
+        let process = WrittenProcess {
+            max_guests: number("max-guests", file.max_guests),
+            busy_poll_us: number("busy-poll-us", file.busy_poll_us),
+        };
         self.socket_access = std::mem::take(&mut self.socket_access).and(socket_access)?;
         self.control_access = std::mem::take(&mut self.control_access).and(control_access)?;
-        self.max_guests = Written::only_one(self.max_guests.take(), max_guests)?;
+        self.process = std::mem::take(&mut self.process).and(process)?;
         let directories = file.directories.into_iter().map(|path| Directory {
             setting: top.setting("directories", path.display()),
             path,

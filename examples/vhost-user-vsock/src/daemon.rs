@@ -12,9 +12,9 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
-use vsock_vhost_user::{Server, SocketAccess};
+use vsock_vhost_user::SocketAccess;
 
-use crate::access::{AccessRules, Written, WrittenAccess, is_open_to_all};
+use crate::access::{AccessRules, WrittenAccess, is_open_to_all};
 use crate::config_file::{Config, Control};
 use crate::control::{ControlServer, ControlSocket};
 use crate::inherited;
@@ -22,15 +22,13 @@ use crate::manager::{Counts, Difference, Failure, Manager, Sources};
 use crate::mistake::Mistake;
 use crate::place::{Allow, MAX_PATH};
 use crate::plan;
+use crate::process::{Process, WrittenProcess};
 use crate::relay::Relay;
 use crate::sandbox::{self, Directory, Mode as SandboxMode, Outcome, SandboxError, Territory};
 use crate::spec::VmSpec;
 use crate::systemd::{Activation, Notifier, Pulse};
 use crate::vm::Claim;
 use crate::vms::Vms;
-
-/// No process has descriptors for more.
-const MAX_MAX_GUESTS: usize = 65_536;
 
 /// What the daemon is to do.
 #[derive(Default, Debug)]
@@ -44,8 +42,8 @@ pub(crate) struct Job {
     /// Who may connect to VMs' sockets, and to the control socket.
     pub(crate) socket_access: WrittenAccess,
     pub(crate) control_access: WrittenAccess,
-    /// How many VMs there may be.
-    pub(crate) max_guests: Option<Written>,
+    /// What holds for the whole process.
+    pub(crate) process: WrittenProcess,
     /// Whether the daemon confines itself.
     pub(crate) sandbox: SandboxMode,
     /// Where sockets of VMs that come later may be.
@@ -95,7 +93,8 @@ pub(crate) fn check(path: &Path) -> Result<usize, Mistake> {
     Territory::new(&config.directories)?;
     let rules = AccessRules::new(&config.socket_access)?;
     AccessRules::new(&config.control_access)?;
-    let none = Vms::beside(claim).at_most(max_guests(config.max_guests.as_ref())?);
+    let process = Process::new(&config.process)?;
+    let none = Vms::beside(claim).at_most(process.max_guests);
     let vms = plan::wanted(&none, config.vms, &rules)?;
     none.examine(vms.iter(), Allow::Live)?;
     Ok(vms.len())
@@ -110,7 +109,7 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         control,
         socket_access,
         control_access,
-        max_guests: written_most,
+        process: written_process,
         sandbox,
         directories,
     } = job;
@@ -131,7 +130,7 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         .try_for_each(|claim| claim.examine(Allow::Dead))?;
     let can_reload = config.is_some();
     let control = control.map(|control| control.path);
-    let most = max_guests(written_most.as_ref())?;
+    let process = Process::new(&written_process)?;
     let mut rules = AccessRules::new(&socket_access)?;
     let control_rules = AccessRules::new(&control_access)?;
     let mut territory = Territory::new(&directories)?;
@@ -159,11 +158,15 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         activation,
         socket_access,
         control_access,
-        max_guests: written_most,
+        process: written_process,
+        busy_poll: process.busy_poll,
         rules,
         territory,
     };
-    let manager = Arc::new(Manager::new(Vms::beside(claim).at_most(most), sources));
+    let manager = Arc::new(Manager::new(
+        Vms::beside(claim).at_most(process.max_guests),
+        sources,
+    ));
     vsock_vhost_user::catch_memory_faults().map_err(Fault::MemoryFaults)?;
     manager.start(vms).map_err(|failure| match failure {
         Failure::Mistake(mistake) => Fault::Mistake(mistake),
@@ -197,22 +200,6 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
     }
     info!("ended");
     Ok(())
-}
-
-/// How many VMs there may be at once.
-fn max_guests(written: Option<&Written>) -> Result<usize, Mistake> {
-    let Some(written) = written else {
-        return Ok(Server::DEFAULT_MAX_GUESTS);
-    };
-    let most = written.value.parse().ok();
-    let most = most.filter(|most| (1..=MAX_MAX_GUESTS).contains(most));
-    most.ok_or_else(|| {
-        Mistake::new(
-            written.setting(),
-            "is out of bounds",
-            format!("choose from 1 to {MAX_MAX_GUESTS}"),
-        )
-    })
 }
 
 fn nothing_to_do() -> Mistake {

@@ -33,6 +33,7 @@ mod mistake;
 mod place;
 mod plan;
 mod policy;
+mod process;
 mod relay;
 mod sandbox;
 mod spec;

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use thiserror::Error;
 use tracing::{info, warn};
@@ -21,11 +22,12 @@ use vsock_vhost_user::{
     ChangeError, Changes, ConnectionId, ConnectionStatus, Events, GuestState, GuestStatus, Server,
 };
 
-use crate::access::{AccessRules, Written, WrittenAccess, is_open_to_all};
+use crate::access::{AccessRules, WrittenAccess, is_open_to_all};
 use crate::config_file::{Config, Control};
 use crate::mistake::{Kind, Mistake};
 use crate::place::Allow;
 use crate::plan::{self, Step};
+use crate::process::WrittenProcess;
 use crate::sandbox::{Directory, Territory};
 use crate::spec::{Origin, Settings, VmSpec};
 use crate::systemd::{Activation, Hint};
@@ -121,7 +123,9 @@ pub(crate) struct Sources {
     /// What is written of who may connect, and what comes of it.
     pub(crate) socket_access: WrittenAccess,
     pub(crate) control_access: WrittenAccess,
-    pub(crate) max_guests: Option<Written>,
+    pub(crate) process: WrittenProcess,
+    /// How long workers look for more to do before they sleep.
+    pub(crate) busy_poll: Duration,
     pub(crate) rules: AccessRules,
     /// Where sockets may be, if the daemon is confined.
     pub(crate) territory: Option<Territory>,
@@ -191,12 +195,12 @@ impl Manager {
         let Sources {
             socket_access,
             control_access,
-            max_guests,
+            process,
             ..
         } = &self.sources;
         config.socket_access.refuse_other(socket_access)?;
         config.control_access.refuse_other(control_access)?;
-        Written::refuse_other(config.max_guests.as_ref(), max_guests.as_ref())?;
+        config.process.refuse_other(process)?;
         self.sources.refuse_new(&config.directories)?;
         self.apply(config.vms)
     }
@@ -410,7 +414,8 @@ impl Manager {
 
     fn serve(&self, vm: &Vm) -> Result<(), Failure> {
         let shortage = |error: &dyn ToString| Failure::System(error.to_string());
-        let config = vm.config().map_err(|error| shortage(&error))?;
+        let mut config = vm.config().map_err(|error| shortage(&error))?;
+        config.busy_poll = self.sources.busy_poll;
         self.server.add(config).map_err(|error| shortage(&error))?;
         lock(&self.vms).put(vm.clone());
         info!("{}", vm.summary());

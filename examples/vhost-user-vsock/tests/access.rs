@@ -282,13 +282,20 @@ fn refuses_more_vms_than_it_is_to_serve() {
         "--max-guests",
     ];
     refused(dir.path(), &["--max-guests=1", one, two], &words);
-    for wrong in ["0", "65537", "x", "-1"] {
-        let wrong = format!("--max-guests={wrong}");
-        let setting = wrong.replace('=', " ");
-        refused(
-            dir.path(),
-            &[&wrong, one],
-            &[&format!("{setting}: is out of bounds"), "1 to"],
-        );
+}
+
+#[test]
+fn refuses_numbers_of_the_process_that_are_out_of_bounds() {
+    let dir = directory();
+    let vm = option(Path::new("D"), 3, "");
+    let most = ["0", "65537", "x", "-1"].map(|wrong| ("--max-guests", wrong, "1 to 65536"));
+    let poll = ["1001", "1ms", "-1"].map(|wrong| ("--busy-poll-us", wrong, "0 to 1000"));
+    for (key, wrong, bounds) in most.into_iter().chain(poll) {
+        let words = [
+            format!("{key} {wrong}: is out of bounds"),
+            bounds.to_owned(),
+        ];
+        let words = words.each_ref().map(String::as_str);
+        refused(dir.path(), &[&format!("{key}={wrong}"), &vm], &words);
     }
 }
