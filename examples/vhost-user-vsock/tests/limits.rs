@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // Helpers fail the test, too.
 
+mod formula;
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use formula::{Bounds, KIB, MIB};
 use vsock_connection::{Connection, Entry, HostPorts, Timeouts};
-use vsock_packet::{CreditRequests, HEADER_LEN, UnreadPackets, chain};
+use vsock_packet::{CreditRequests, UnreadPackets, chain};
 use vsock_vhost_user::{GuestConfig, Server};
 
 const LIMITS: &str = include_str!("../../../docs/limits.md");
@@ -20,9 +23,6 @@ const VHOST_USER: &str = "crates/vsock-vhost-user";
 const DAEMON: &str = "examples/vhost-user-vsock";
 
 const CONTROL: &str = "examples/vhost-user-vsock/src/control";
-
-const KIB: usize = 1024;
-const MIB: usize = 1024 * KIB;
 
 /// The row that begins so, or ends the test.
 #[track_caller]
@@ -253,40 +253,31 @@ fn the_bounds_of_packets() {
     assert!(LIMITS.contains("at most 4,096 bytes of\npayload and 32 descriptors"));
 }
 
-/// The formula, in the page's order of terms: its first line, and all of it.
-fn worst_case(max_connections: usize, max_buffered: usize, max_backlog: usize) -> (usize, usize) {
-    let unread = UnreadPackets::default().room(u32::MAX) * size_of::<u32>();
-    assert_eq!(unread, 16 * KIB);
-    let least = GuestConfig::MIN_TX_BUFFER_SIZE as usize;
-    let first = (max_buffered + max_connections * least) * 65 / 64;
-    let all = first
-        + max_connections * (32 * KIB + unread + KIB)
-        + max_connections * 2 * (unread + KIB)
-        + max_backlog
-        + 4 * MIB
-        + GuestConfig::DEFAULT_MAX_HANDSHAKES * KIB
-        + 1024 * HEADER_LEN
-        + 4 * MIB;
-    (first, all)
-}
-
 #[test]
 fn the_worst_case_is_what_the_formula_gives() {
     assert_eq!(constant(VHOST_USER, "CHUNK_SIZES"), "4096..=16384");
     says("the memory for that data", "what was promised + 32 KiB");
     assert!(row("the memory for that data").contains("chunks of 4 to 16 KiB"));
-    let (first, all) = worst_case(
-        GuestConfig::DEFAULT_MAX_CONNECTIONS,
-        GuestConfig::DEFAULT_MAX_BUFFERED,
-        GuestConfig::DEFAULT_MAX_BACKLOG,
-    );
+    let defaults = Bounds {
+        max_connections: GuestConfig::DEFAULT_MAX_CONNECTIONS,
+        max_buffered: GuestConfig::DEFAULT_MAX_BUFFERED,
+        max_backlog: GuestConfig::DEFAULT_MAX_BACKLOG,
+        max_handshakes: GuestConfig::DEFAULT_MAX_HANDSHAKES,
+    };
+    let (first, all) = (defaults.unread_by_the_host(), defaults.worst_case());
     let words = format!(
         "that is {} MiB, of which the first line is {}:",
         number(all.div_ceil(MIB)),
         number(first.div_ceil(MIB))
     );
     assert!(LIMITS.contains(&words), "{words}");
-    let small = worst_case(256, 16 * MIB, 16 * MIB).1.div_ceil(MIB);
+    let small = Bounds {
+        max_connections: 256,
+        max_buffered: 16 * MIB,
+        max_backlog: 16 * MIB,
+        ..defaults
+    };
+    let small = small.worst_case().div_ceil(MIB);
     let words = format!("with 16 MiB each and 256 connections\nthe worst case is {small} MiB");
     assert!(LIMITS.contains(&words), "{words}");
 }

@@ -5,12 +5,18 @@
 mod support;
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 use support::http::{Control, vm};
 use support::refusal::refused;
-use support::{Daemon, directory};
+use support::{BINARY, Daemon, directory, finish};
 use vsock_testkit::{Guest, Setup};
 
 /// How many threads a process has, and the values of a key in their status.
@@ -157,4 +163,109 @@ fn refuses_a_directory_that_is_none() {
             &[&format!("--directory {name}: cannot be used")],
         );
     }
+}
+
+/// What the kernel is to lack, and the daemon's arguments, a line each.
+const LACKS: &str = "SANDBOX_TEST_LACKS";
+const ARGS: &str = "SANDBOX_TEST_ARGS";
+
+/// A command for the daemon on a kernel that lacks something: this test binary, which has the
+/// calls fail as they would there, and becomes the daemon.
+fn on_a_kernel_without(what: &str, args: &[String]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "helper", "--nocapture"])
+        .env(LACKS, what)
+        .env(ARGS, args.join("\n"))
+        .stdout(Stdio::null());
+    command
+}
+
+/// Not a test: what [`on_a_kernel_without`] runs.
+#[test]
+fn helper() {
+    let Ok(what) = std::env::var(LACKS) else {
+        return;
+    };
+    let rules: &[(i64, Option<u64>)] = match what.as_str() {
+        "landlock" => &[(libc::SYS_landlock_create_ruleset, None)],
+        "seccomp" => &[
+            (libc::SYS_seccomp, None),
+            (libc::SYS_prctl, Some(libc::PR_SET_SECCOMP as u64)),
+        ],
+        _ => panic!("{what}?"),
+    };
+    let rules = rules.iter().map(|&(call, first)| {
+        let is = |value| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
+        let rules = first.map(|value| SeccompRule::new(vec![is(value).unwrap()]).unwrap());
+        (call, Vec::from_iter(rules))
+    });
+    let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules.collect(), SeccompAction::Allow, missing, arch);
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    rustix::thread::set_no_new_privs(true).unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+    let args = std::env::var(ARGS).unwrap();
+    let error = Command::new(BINARY).args(args.lines()).exec();
+    panic!("the daemon cannot be started: {error}");
+}
+
+/// It starts, says once what is missing, and keeps to what the kernel has; and to its
+/// directories all the same.
+#[test]
+fn without_landlock_it_confines_its_calls_and_says_what_it_does_not() {
+    let (dir, elsewhere) = (directory(), directory());
+    let name = dir.path().display();
+    let args = [
+        format!("--vm=guest-cid=3,socket={name}/3.sock,uds-path={name}/3.vsock"),
+        format!("--control={name}/control"),
+    ];
+    let daemon = Daemon::spawn(&mut on_a_kernel_without("landlock", &args));
+    let log = daemon.wait_for_log("ready");
+    let warnings: Vec<_> = log.iter().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 1, "{log:#?}");
+    for word in [
+        "not confined, for want of Landlock in the kernel: ",
+        "what files it reads and where it creates sockets",
+        "connections to abstract sockets",
+    ] {
+        assert!(warnings[0].contains(word), "no '{word}' in {}", warnings[0]);
+    }
+    let _guest = Guest::start(dir.path().join("3.sock"), Setup::default()).unwrap();
+    // Two filters: that of this test, and the daemon's own.
+    let filters = threads(daemon.pid(), "Seccomp_filters");
+    let outer = threads(std::process::id(), "Seccomp_filters");
+    let outer: usize = outer[0].parse().unwrap();
+    for filters in filters {
+        assert_eq!(filters.parse::<usize>().unwrap(), outer + 2);
+    }
+    let control = Control(dir.path().join("control"));
+    let body = vm(elsewhere.path(), 4, "");
+    let answer = control.ask("PUT", "/vms/4", &body);
+    assert_eq!(answer.refusal(), (400, "invalid_setting".to_owned()));
+    control.add(dir.path(), 4, "");
+    assert_eq!(daemon.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn without_seccomp_it_does_not_start() {
+    let dir = directory();
+    let args = [format!("--control={}/control", dir.path().display())];
+    let output = finish(&mut on_a_kernel_without("seccomp", &args));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("cannot confine itself to its system calls")
+            && said.contains("--sandbox off"),
+        "{said}"
+    );
+    assert!(
+        fs::read_dir(dir.path()).unwrap().next().is_none(),
+        "sockets stay"
+    );
+    let args = [args[0].clone(), "--sandbox=off".to_owned()];
+    let daemon = Daemon::spawn(&mut on_a_kernel_without("seccomp", &args));
+    daemon.wait_for_log("ready");
+    assert_eq!(daemon.end(Signal::TERM), Some(0));
 }

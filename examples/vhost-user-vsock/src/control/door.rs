@@ -73,11 +73,14 @@ pub(super) async fn serve(
 }
 
 async fn accept(listener: &UnixListener) -> UnixStream {
+    let mut is_told = false;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(error) => {
-                warn!(%error, "cannot let a client of the control socket in; trying again");
+                if !std::mem::replace(&mut is_told, true) {
+                    warn!(%error, "cannot let a client of the control socket in; trying again");
+                }
                 sleep(BACK_OFF).await;
             }
         }
