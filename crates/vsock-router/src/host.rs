@@ -1,6 +1,7 @@
 //! Host applications behind AF_UNIX sockets, as Firecracker's hybrid vsock has them.
 
 use std::ffi::OsString;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use vsock_packet::{Cid, SocketType};
@@ -32,8 +33,11 @@ impl HostSockets {
 
     /// The path of the socket for a port: `uds_path`, `_` and the port in decimal.
     pub fn path(uds_path: &Path, port: u32) -> PathBuf {
-        let mut path = OsString::from(uds_path);
-        path.push(format!("_{port}"));
+        let longest = uds_path.as_os_str().len() + "_4294967295".len();
+        let mut path = OsString::with_capacity(longest);
+        path.push(uds_path);
+        // Appending to memory does not fail.
+        let _ = write!(path, "_{port}");
         path.into()
     }
 }

@@ -62,9 +62,7 @@ impl Worker {
         let goes_on = destination == gathered.destination
             && (header.op == Op::Rw || destination == Some(Destination::Siblings));
         if !goes_on {
-            let payload = gathered.pieces.split_off(start);
-            self.hand_on(gathered);
-            gathered.pieces = payload;
+            self.hand_on_before(start, gathered);
             gathered.destination = destination;
         }
         match destination {
@@ -114,25 +112,34 @@ impl Worker {
 
     /// Hands on what was gathered.
     pub(crate) fn hand_on(&mut self, gathered: &mut Gathered<'_>) {
+        self.hand_on_before(gathered.pieces.len(), gathered);
+    }
+
+    /// Hands on what was gathered, but for the pieces from `end` on: they are another
+    /// packet's, and the first from now on.
+    fn hand_on_before(&mut self, end: usize, gathered: &mut Gathered<'_>) {
+        let pieces = &gathered.pieces[..end];
         match gathered.destination.take() {
             Some(Destination::Host(id)) if gathered.len > 0 => {
-                self.connections.write(id, &gathered.pieces, gathered.len);
+                self.connections.write(id, pieces, gathered.len);
             }
             Some(Destination::Siblings) => {
-                let packets: Vec<_> = gathered
-                    .packets
-                    .iter()
-                    .map(|(header, range)| {
-                        let payload = Payload::from_pieces(&gathered.pieces[range.clone()]);
-                        Packet::new(*header, payload)
-                    })
-                    .collect();
-                self.member.send(&packets, self.now);
+                let packet = |(header, range): &(Header, Range<usize>)| {
+                    Packet::new(*header, Payload::from_pieces(&pieces[range.clone()]))
+                };
+                match &gathered.packets[..] {
+                    // Most often it is one, which needs no list.
+                    [one] => self.member.send(&[packet(one)], self.now),
+                    all => {
+                        let packets: Vec<_> = all.iter().map(packet).collect();
+                        self.member.send(&packets, self.now);
+                    }
+                }
             }
             _ => (),
         }
         gathered.packets.clear();
-        gathered.pieces.clear();
+        gathered.pieces.drain(..end);
         gathered.len = 0;
     }
 

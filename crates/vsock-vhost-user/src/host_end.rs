@@ -2,6 +2,7 @@
 //! to be written to it.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
@@ -323,9 +324,10 @@ impl HostEnd {
             return;
         };
         self.buffer = TxBuffer::default();
-        let mut scrap = [0; 4096];
+        let mut scrap = [MaybeUninit::uninit(); 4096];
         let mut left = SOCKET_HOLDS;
-        while let Ok((read @ 1.., _)) = rustix::net::recv(&socket, &mut scrap, RecvFlags::DONTWAIT)
+        while let Ok((_, read @ 1..)) =
+            rustix::net::recv(&socket, &mut scrap[..], RecvFlags::DONTWAIT)
         {
             if left == SOCKET_HOLDS {
                 // There is more to read now, but it has an end.
@@ -347,7 +349,6 @@ impl HostEnd {
 #[cfg(test)]
 mod tests {
     use std::io::{IoSlice, Read as _, Write};
-    use std::mem::MaybeUninit;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
     use std::time::Instant;

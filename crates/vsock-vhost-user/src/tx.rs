@@ -53,9 +53,10 @@ impl Worker {
         };
         let mut idle_rounds = 0;
         let mut held = false;
+        let mut gathered = Gathered::default();
         pass.disable_kicks();
         loop {
-            let taken = self.take_chains(&mut pass, memory);
+            let taken = self.take_chains(&mut pass, memory, &mut gathered);
             drained.notify |= pass.publish().unwrap_or_else(|error| {
                 debug!(%error, "the TX ring is broken");
                 false
@@ -79,20 +80,24 @@ impl Worker {
     }
 
     /// Takes some chains and returns their number; all of them are dealt with.
-    fn take_chains<'m>(&mut self, pass: &mut RingPass<'_, 'm>, memory: &'m Memory) -> usize {
-        let mut gathered = Gathered::default();
+    fn take_chains<'m>(
+        &mut self,
+        pass: &mut RingPass<'_, 'm>,
+        memory: &'m Memory,
+        gathered: &mut Gathered<'m>,
+    ) -> usize {
         let mut taken = 0;
         while taken < CHAINS_PER_PUBLISH
             && let Some(chain) = pass.next_chain()
         {
             taken += 1;
             let head = chain.head_index();
-            self.take_chain(memory, chain, &mut gathered);
+            self.take_chain(memory, chain, gathered);
             if let Err(error) = pass.add_used(head, 0) {
                 debug!(head, %error, "cannot return a TX chain");
             }
         }
-        self.hand_on(&mut gathered);
+        self.hand_on(gathered);
         taken
     }
 

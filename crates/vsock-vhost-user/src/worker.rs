@@ -355,9 +355,11 @@ impl Worker {
         };
         let mut restarted = false;
         for (ring, stopped) in rings.iter().zip(stopped.iter_mut()) {
-            if ring.get_ref().get_queue().ready()
-                && let Some(position) = stopped.take()
+            // Seldom: the ring is locked for it.
+            if let Some(position) = *stopped
+                && ring.get_ref().get_queue().ready()
             {
+                *stopped = None;
                 restarted |= Position::of(ring) != position;
             }
         }
@@ -383,9 +385,11 @@ impl Worker {
         more |= self.admit_callers(now);
         more |= self.fill_rx();
         if drained.notify
-            && let Some((ring, _)) = self.tx_ring()
+            && let Some(Session {
+                rings: Some(rings), ..
+            }) = &self.session
         {
-            ring.notify();
+            rings[TX].notify();
         }
         let timeouts = [
             self.connections.next_timeout(),
