@@ -18,13 +18,21 @@ enum Outgoing {
     Raw(RawHeader),
 }
 
+/// A port somebody listens to.
+#[derive(Debug)]
+struct Listener {
+    socket_type: SocketType,
+    /// Streams that were not accepted yet.
+    waiting: VecDeque<StreamId>,
+}
+
 /// All sockets of a guest.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     streams: Vec<Stream>,
     live: HashMap<(VsockAddr, VsockAddr), StreamId>,
-    /// Ports somebody listens to, with streams that were not accepted yet.
-    listeners: HashMap<u32, VecDeque<StreamId>>,
+    /// Ports somebody listens to.
+    listeners: HashMap<u32, Listener>,
     /// Ports at which packets are sent by hand, and left to the inbox.
     by_hand: HashSet<u32>,
     outgoing: VecDeque<Outgoing>,
@@ -40,8 +48,11 @@ impl Sockets {
         &mut self.streams[id.0]
     }
 
-    pub(crate) fn listen(&mut self, port: u32) {
-        self.listeners.entry(port).or_default();
+    pub(crate) fn listen(&mut self, port: u32, socket_type: SocketType) {
+        self.listeners.entry(port).or_insert_with(|| Listener {
+            socket_type,
+            waiting: VecDeque::new(),
+        });
     }
 
     pub(crate) fn stop_listening(&mut self, port: u32) {
@@ -54,7 +65,7 @@ impl Sockets {
     }
 
     pub(crate) fn accepted(&mut self, port: u32) -> Option<StreamId> {
-        self.listeners.get_mut(&port)?.pop_front()
+        self.listeners.get_mut(&port)?.waiting.pop_front()
     }
 
     /// Leaves the packets to `port` to the inbox from now on, unless a stream is there.
@@ -68,8 +79,15 @@ impl Sockets {
         }
     }
 
-    pub(crate) fn connect(&mut self, local: VsockAddr, peer: VsockAddr, buf: u32) -> StreamId {
-        let id = self.add(Stream::new(local, peer, State::Connecting, buf));
+    pub(crate) fn connect(
+        &mut self,
+        local: VsockAddr,
+        peer: VsockAddr,
+        socket_type: SocketType,
+        buf: u32,
+    ) -> StreamId {
+        let state = State::Connecting;
+        let id = self.add(Stream::new(local, peer, socket_type, state, buf));
         self.say(id, Some((Op::Request, 0)));
         id
     }
@@ -92,6 +110,14 @@ impl Sockets {
         bytes
     }
 
+    /// Takes a message that arrived.
+    pub(crate) fn read_message(&mut self, id: StreamId, rules: &Behaviour) -> Option<Vec<u8>> {
+        let message = self.streams[id.0].read_message()?;
+        let reply = self.streams[id.0].after_read(rules);
+        self.say(id, reply);
+        Some(message)
+    }
+
     /// Sends an operation of a stream at the next opportunity.
     pub(crate) fn say(&mut self, id: StreamId, reply: Option<Reply>) {
         self.outgoing
@@ -106,7 +132,8 @@ impl Sockets {
     pub(crate) fn reset(&mut self) {
         self.live.clear();
         self.outgoing.clear();
-        self.listeners.values_mut().for_each(VecDeque::clear);
+        let listeners = self.listeners.values_mut();
+        listeners.for_each(|listener| listener.waiting.clear());
         self.streams.iter_mut().for_each(Stream::forget);
     }
 
@@ -166,17 +193,25 @@ impl Sockets {
             return true;
         }
         let port = header.dst.port.value();
-        let is_stream = header.socket_type == SocketType::Stream;
-        if !(is_stream && self.listeners.contains_key(&port)) {
+        let listener = self.listeners.get(&port);
+        if listener.is_none_or(|listener| listener.socket_type != header.socket_type) {
             self.outgoing
                 .extend(header.to_raw().rst().map(Outgoing::Raw));
             self.refused += 1;
             return false;
         }
-        let mut stream = Stream::new(header.dst, header.src, State::Established, rules.buf_alloc);
+        let mut stream = Stream::new(
+            header.dst,
+            header.src,
+            header.socket_type,
+            State::Established,
+            rules.buf_alloc,
+        );
         stream.learn_credit(header);
         let id = self.add(stream);
-        self.listeners.entry(port).or_default().push_back(id);
+        if let Some(listener) = self.listeners.get_mut(&port) {
+            listener.waiting.push_back(id);
+        }
         self.say(id, Some((Op::Response, 0)));
         false
     }

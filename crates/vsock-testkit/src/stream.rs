@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use vsock_packet::{Header, Op, ShutdownFlags, VsockAddr};
+use vsock_packet::{Header, Op, RwFlags, ShutdownFlags, SocketType, VsockAddr};
 
 use crate::{Behaviour, Error};
 
@@ -34,6 +34,7 @@ pub(crate) type Reply = (Op, u32);
 pub struct Stream {
     local: VsockAddr,
     peer: VsockAddr,
+    socket_type: SocketType,
     state: State,
     was_reset: bool,
     peer_shutdown: ShutdownFlags,
@@ -41,6 +42,10 @@ pub struct Stream {
     unread: VecDeque<u8>,
     /// Lengths of the packets that are not read to their end.
     unread_packets: VecDeque<usize>,
+    /// Lengths of the messages that are there as a whole; of a stream, none.
+    messages: VecDeque<usize>,
+    /// Bytes of a message whose end is still to come.
+    of_next_message: usize,
     pub(crate) buf_alloc: u32,
     rx_cnt: u32,
     fwd_cnt: u32,
@@ -56,16 +61,25 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(local: VsockAddr, peer: VsockAddr, state: State, buf_alloc: u32) -> Self {
+    pub(crate) fn new(
+        local: VsockAddr,
+        peer: VsockAddr,
+        socket_type: SocketType,
+        state: State,
+        buf_alloc: u32,
+    ) -> Self {
         Self {
             local,
             peer,
+            socket_type,
             state,
             was_reset: false,
             peer_shutdown: ShutdownFlags::empty(),
             own_shutdown: ShutdownFlags::empty(),
             unread: VecDeque::new(),
             unread_packets: VecDeque::new(),
+            messages: VecDeque::new(),
+            of_next_message: 0,
             buf_alloc,
             rx_cnt: 0,
             fwd_cnt: 0,
@@ -165,17 +179,32 @@ impl Stream {
             self.promised = promise;
         }
         let mut header = Header::new(op, self.local, self.peer);
+        header.socket_type = self.socket_type;
         header.buf_alloc = self.buf_alloc;
         header.fwd_cnt = self.fwd_cnt;
         header
     }
 
-    pub(crate) fn data_header(&mut self, len: u32) -> Header {
+    pub(crate) fn data_header(&mut self, len: u32, flags: RwFlags) -> Header {
         self.tx_cnt = self.tx_cnt.wrapping_add(len);
         Header {
             len,
+            flags: flags.bits(),
             ..self.header(Op::Rw)
         }
+    }
+
+    /// Takes a message that arrived; it counts as forwarded.
+    pub(crate) fn read_message(&mut self) -> Option<Vec<u8>> {
+        let len = self.messages.pop_front()?;
+        Some(self.read(len))
+    }
+
+    /// Drops what arrived and was not read, with the memory for it.
+    pub(crate) fn drop_unread(&mut self) {
+        self.unread = VecDeque::new();
+        self.unread_packets = VecDeque::new();
+        self.messages = VecDeque::new();
     }
 
     /// Takes up to `max` bytes that arrived; they count as forwarded.
@@ -204,7 +233,9 @@ impl Stream {
             self.state = State::Closed;
             return Some((Op::Rst, 0));
         }
-        let due = untold > 0 && self.buf_alloc.saturating_sub(untold) < rules.update_below;
+        let due = untold > 0
+            && (self.socket_type == SocketType::Seqpacket
+                || self.buf_alloc.saturating_sub(untold) < rules.update_below);
         (rules.updates_unasked && due).then_some((Op::CreditUpdate, 0))
     }
 
@@ -299,6 +330,13 @@ impl Stream {
         }
         self.unread.extend(payload);
         self.unread_packets.push_back(payload.len());
+        if self.socket_type == SocketType::Seqpacket {
+            self.of_next_message += payload.len();
+            if RwFlags::from_bits_truncate(header.flags).contains(RwFlags::EOM) {
+                let len = std::mem::take(&mut self.of_next_message);
+                self.messages.push_back(len);
+            }
+        }
         let cost = (self.unread_packets.len() + 1) as u64 * u64::from(rules.cost_of_a_packet);
         if cost > u64::from(self.buf_alloc) && self.unread_packets.len() > 1 {
             self.forget();

@@ -1,6 +1,6 @@
 //! What an application in the guest does with its sockets.
 
-use vsock_packet::{Cid, Op, ShutdownFlags, VsockAddr};
+use vsock_packet::{Cid, Op, RwFlags, ShutdownFlags, SocketType, VsockAddr};
 
 use crate::{Error, Guest, State, Stream, StreamId, Transport, queue};
 
@@ -38,16 +38,35 @@ impl<T: Transport> Guest<T> {
     ///
     /// [`Error::Device`] for what the device did meanwhile.
     pub fn start_connect(&mut self, peer: VsockAddr) -> Result<StreamId, Error> {
+        self.start_connect_as(SocketType::Stream, peer)
+    }
+
+    /// The same for either type of socket.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] for what the device did meanwhile.
+    pub fn start_connect_as(
+        &mut self,
+        socket_type: SocketType,
+        peer: VsockAddr,
+    ) -> Result<StreamId, Error> {
         let local = self.at(self.next_port);
         self.next_port += 1;
-        let id = self.sockets.connect(local, peer, self.behaviour.buf_alloc);
+        let buf_alloc = self.behaviour.buf_alloc;
+        let id = self.sockets.connect(local, peer, socket_type, buf_alloc);
         self.step()?;
         Ok(id)
     }
 
-    /// Accepts connections to `port` from now on.
+    /// Accepts stream connections to `port` from now on.
     pub fn listen(&mut self, port: u32) {
-        self.sockets.listen(port);
+        self.listen_as(SocketType::Stream, port);
+    }
+
+    /// Accepts connections of this type to `port`, which nobody listens to, from now on.
+    pub fn listen_as(&mut self, socket_type: SocketType, port: u32) {
+        self.sockets.listen(port, socket_type);
     }
 
     /// Refuses connections to `port` from now on.
@@ -64,6 +83,11 @@ impl<T: Transport> Guest<T> {
         self.wait_for(&format!("a REQUEST to port {port}"), |guest| {
             guest.sockets.accepted(port)
         })
+    }
+
+    /// A connection to `port` that has come already, without waiting.
+    pub fn accepted(&mut self, port: u32) -> Option<StreamId> {
+        self.sockets.accepted(port)
     }
 
     /// How many REQUESTs the guest refused, since nobody listened.
@@ -176,6 +200,34 @@ impl<T: Transport> Guest<T> {
         self.give_out().map(|()| bytes)
     }
 
+    /// Writes a message whole, or not at all while credit or room is missing: without
+    /// waiting. `true` when it was written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] for what the device did meanwhile.
+    pub fn write_message(&mut self, id: StreamId, bytes: &[u8]) -> Result<bool, Error> {
+        self.take_in()?;
+        let written = self.put_message(id, bytes);
+        self.give_out().map(|()| written)
+    }
+
+    /// Reads the next message that has arrived as a whole, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] for what the device did meanwhile.
+    pub fn read_message(&mut self, id: StreamId) -> Result<Option<Vec<u8>>, Error> {
+        self.take_in()?;
+        let message = self.sockets.read_message(id, &self.behaviour);
+        self.give_out().map(|()| message)
+    }
+
+    /// Drops what a stream received and nobody will read, with the memory for it.
+    pub fn drop_unread(&mut self, id: StreamId) {
+        self.sockets.stream_mut(id).drop_unread();
+    }
+
     /// Says that the guest will send no more, will receive no more, or both.
     ///
     /// # Errors
@@ -244,7 +296,8 @@ impl<T: Transport> Guest<T> {
             let len = (bytes.len() - written)
                 .min(self.behaviour.max_packet)
                 .min(allowed);
-            if len == 0 || !self.send_data(id, &bytes[written..written + len]) {
+            let payload = &bytes[written..written + len];
+            if len == 0 || !self.send_data(id, payload, RwFlags::empty()) {
                 break;
             }
             written += len;
@@ -252,25 +305,46 @@ impl<T: Transport> Guest<T> {
         written
     }
 
-    fn send_data(&mut self, id: StreamId, payload: &[u8]) -> bool {
-        // One descriptor for each piece must be free before the stream counts the bytes.
-        let pieces = self
-            .behaviour
-            .layout
-            .cut(vsock_packet::HEADER_LEN + payload.len())
-            .len();
-        let needed = if self.behaviour.layout.is_indirect() {
-            1
-        } else {
-            pieces
-        };
-        if self.rings.ring(queue::TX).free_descriptors() < needed {
+    /// Puts the packets of a message into the TX ring, if there is credit and room for all.
+    fn put_message(&mut self, id: StreamId, bytes: &[u8]) -> bool {
+        let max = self.behaviour.max_packet;
+        let packets = bytes.len().div_ceil(max).max(1);
+        let first = bytes.len().min(max);
+        let has_credit = bytes.len() <= self.stream(id).credit() as usize;
+        if self.stream(id).is_shut()
+            || !(has_credit || !self.behaviour.obeys_credit)
+            || self.free_tx_descriptors() < packets * self.descriptors_for(first)
+        {
             return false;
         }
-        let header = self
-            .sockets
-            .stream_mut(id)
-            .data_header(payload.len() as u32);
+        let (most, last) = bytes.split_at((packets - 1) * max);
+        let sent = most
+            .chunks(max)
+            .all(|payload| self.send_data(id, payload, RwFlags::empty()));
+        sent && self.send_data(id, last, RwFlags::EOM)
+    }
+
+    fn free_tx_descriptors(&self) -> usize {
+        self.rings.ring(queue::TX).free_descriptors()
+    }
+
+    /// The descriptors that a packet with so much payload takes.
+    fn descriptors_for(&self, payload: usize) -> usize {
+        let layout = &self.behaviour.layout;
+        if layout.is_indirect() {
+            1
+        } else {
+            layout.cut(vsock_packet::HEADER_LEN + payload).len()
+        }
+    }
+
+    fn send_data(&mut self, id: StreamId, payload: &[u8], flags: RwFlags) -> bool {
+        // They must be free before the stream counts the bytes.
+        if self.free_tx_descriptors() < self.descriptors_for(payload.len()) {
+            return false;
+        }
+        let stream = self.sockets.stream_mut(id);
+        let header = stream.data_header(payload.len() as u32, flags);
         self.rings
             .send(&header.to_raw(), payload, &self.behaviour.layout)
     }
