@@ -19,6 +19,7 @@ use crate::config::GuestConfig;
 use crate::counters::Counters;
 use crate::events::{ClientRefusal, Event, Hub};
 use crate::handshake::Handshake;
+use crate::mishaps::{self, Call};
 use crate::poller::{EventFlags, Registry, Token};
 use crate::seldom::Seldom;
 
@@ -108,7 +109,7 @@ impl Door {
             if !self.rung {
                 return false;
             }
-            match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            match accept(&self.listener) {
                 Ok(socket) => self.admit(socket, now, callers),
                 Err(Errno::INTR | Errno::CONNABORTED) => (),
                 Err(Errno::AGAIN) => self.rung = false,
@@ -220,4 +221,10 @@ impl Door {
             self.rung = true;
         }
     }
+}
+
+/// Accepts without waiting.
+fn accept(listener: &UnixListener) -> Result<OwnedFd, Errno> {
+    mishaps::instead_of(Call::Accept, listener.as_fd())?;
+    accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
 }

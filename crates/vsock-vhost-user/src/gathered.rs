@@ -5,7 +5,7 @@
 //! switch.
 
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -18,6 +18,7 @@ use vsock_packet::{Header, Op, Payload, RawHeader, SocketType};
 use vsock_router::{HostEndpoint, Packet, Refusal, Request, Route};
 
 use crate::memory::Piece;
+use crate::mishaps::{self, Call};
 use crate::worker::Worker;
 
 /// Packets of one destination that have not been handed on.
@@ -217,6 +218,7 @@ fn is_of_this_process(socket: &OwnedFd) -> bool {
 fn connect(path: &Path) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, NetType::STREAM, flags, None)?;
+    mishaps::instead_of(Call::Connect, socket.as_fd())?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
 }

@@ -3,7 +3,7 @@
 //! It says so in a [`ConnectLine`]. Payload may follow at once; it stays in the socket until
 //! the guest has accepted.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::io::Errno;
@@ -12,6 +12,7 @@ use thiserror::Error;
 use vsock_packet::PortNumber;
 
 use crate::connect_line::{ConnectLine, ConnectLineError};
+use crate::mishaps::{self, Call};
 
 /// A client that is about to say which port it wants.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ impl Handshake {
     pub(crate) fn read(&mut self) -> Result<Option<PortNumber>, HandshakeError> {
         loop {
             let mut bytes = [0; ConnectLine::MAX_LEN];
-            let seen = match receive(&self.socket, &mut bytes, RecvFlags::PEEK) {
+            let seen = match look(&self.socket, &mut bytes) {
                 Ok(0) => return Err(HandshakeError::Left),
                 Ok(seen) => seen,
                 Err(Errno::AGAIN) => return Ok(None),
@@ -59,6 +60,13 @@ impl Handshake {
             }
         }
     }
+}
+
+/// What is there to be received.
+fn look(socket: &OwnedFd, into: &mut [u8]) -> Result<usize, Errno> {
+    mishaps::instead_of(Call::Transfer, socket.as_fd())?;
+    let count = mishaps::limit(socket.as_fd()).take(into.len());
+    receive(socket, &mut into[..count], RecvFlags::PEEK)
 }
 
 fn receive(socket: &OwnedFd, into: &mut [u8], flags: RecvFlags) -> Result<usize, Errno> {

@@ -5,11 +5,13 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use vsock_packet::PortNumber;
 use vsock_router::Record;
 
 use crate::memory::Piece;
+use crate::mishaps::{self, Call};
 use crate::poller::EventFlags;
 use crate::socket_io::{self, Received};
 use crate::tx_buffer::TxBuffer;
@@ -251,14 +253,13 @@ impl HostEnd {
             && self.writable
             && !self.buffer.is_empty()
         {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match rustix::net::send(socket, self.buffer.front(), flags) {
+            match send(socket.as_fd(), self.buffer.front()) {
                 Ok(bytes) => {
                     self.buffer.consume(bytes);
                     written += bytes;
                 }
-                Err(rustix::io::Errno::AGAIN) => self.writable = false,
-                Err(rustix::io::Errno::INTR) => (),
+                Err(Errno::AGAIN) => self.writable = false,
+                Err(Errno::INTR) => (),
                 Err(_) => lost += self.lose(),
             }
         }
@@ -344,6 +345,14 @@ impl HostEnd {
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
     }
+}
+
+/// Sends without waiting and without a signal.
+fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    mishaps::instead_of(Call::Transfer, socket)?;
+    let count = mishaps::limit(socket).take(bytes.len());
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::net::send(socket, &bytes[..count], flags)
 }
 
 #[cfg(test)]

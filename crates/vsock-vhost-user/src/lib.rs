@@ -82,6 +82,7 @@ mod inbox;
 mod looking;
 mod memory;
 mod memory_faults;
+mod mishaps;
 mod patience;
 mod poller;
 mod rate;

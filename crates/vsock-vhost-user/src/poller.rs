@@ -19,6 +19,8 @@ use vsock_connection::ConnectionId;
 
 pub(crate) use rustix::event::epoll::EventFlags;
 
+use crate::mishaps::{self, Call};
+
 /// Events taken by one system call.
 const BATCH: usize = 128;
 
@@ -103,6 +105,9 @@ impl Poller {
     /// there may be more.
     pub(crate) fn poll(&mut self, mut handle: impl FnMut(Token, EventFlags)) -> bool {
         let mut space = [const { MaybeUninit::<Event>::uninit() }; BATCH];
+        if mishaps::instead_of(Call::Wait, self.registry.0.as_fd()).is_err() {
+            return true;
+        }
         let events = match epoll::wait(&self.registry.0, &mut space, Some(&Timespec::default())) {
             Ok((events, _)) => events,
             // Interrupted: the events are still there.
@@ -180,12 +185,12 @@ impl Registry {
         token: Token,
         flags: EventFlags,
     ) -> io::Result<()> {
-        Ok(epoll::add(
-            &self.0,
-            fd,
-            EventData::new_u64(token.to_u64()),
-            flags,
-        )?)
+        if matches!(token, Token::Handshake(_) | Token::Connection(_)) {
+            mishaps::instead_of(Call::Watch, fd)?;
+        }
+        let data = EventData::new_u64(token.to_u64());
+        mishaps::note_watched(&self.0, fd, token.to_u64(), flags);
+        Ok(epoll::add(&self.0, fd, data, flags)?)
     }
 
     /// Watches a descriptor under another token. What is ready is told again.
@@ -195,12 +200,9 @@ impl Registry {
         token: Token,
         flags: EventFlags,
     ) -> io::Result<()> {
-        Ok(epoll::modify(
-            &self.0,
-            fd,
-            EventData::new_u64(token.to_u64()),
-            flags,
-        )?)
+        let data = EventData::new_u64(token.to_u64());
+        mishaps::note_watched(&self.0, fd, token.to_u64(), flags);
+        Ok(epoll::modify(&self.0, fd, data, flags)?)
     }
 }
 

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::memory::Piece;
 use crate::memory_faults;
+use crate::mishaps::{self, Call};
 
 /// The most pieces one system call takes (IOV_MAX).
 const MAX_PIECES: usize = 1024;
@@ -40,7 +41,7 @@ pub(crate) fn send(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<u
 }
 
 fn send_some(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<usize> {
-    let (sent, _) = with_message(pieces, |message| {
+    let (sent, _) = with_message(socket, pieces, |message| {
         // SAFETY: `message` is valid for the call, and so are the pieces it points to:
         // they borrow from mapped guest memory. The kernel only reads them, and whatever
         // a guest writes meanwhile is data to it.
@@ -72,7 +73,7 @@ pub(crate) struct Received {
 ///
 /// Those of `recvmsg(2)`; EFAULT where the memory behind a piece is gone.
 pub(crate) fn receive(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<Received> {
-    let (bytes, flags) = with_message(pieces, |message| {
+    let (bytes, flags) = with_message(socket, pieces, |message| {
         // SAFETY: as above; the kernel writes to guest memory, which nothing in this
         // process holds a reference to, only volatile slices.
         unsafe { libc::recvmsg(socket.as_raw_fd(), message, libc::MSG_DONTWAIT) }
@@ -83,16 +84,19 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Resul
 
 /// The bytes moved by `call`, and the message's flags after it.
 fn with_message(
+    socket: BorrowedFd<'_>,
     pieces: &[Piece<'_>],
     call: impl Fn(*mut libc::msghdr) -> libc::ssize_t,
 ) -> io::Result<(usize, libc::c_int)> {
+    mishaps::instead_of(Call::Transfer, socket)?;
+    let mut limit = mishaps::limit(socket);
     let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; MAX_PIECES];
     let count = pieces.len().min(MAX_PIECES);
     for (vector, piece) in vectors.iter_mut().zip(pieces) {
         let guard = piece.ptr_guard_mut();
         vector.write(libc::iovec {
             iov_base: guard.as_ptr().cast(),
-            iov_len: guard.len(),
+            iov_len: limit.take(guard.len()),
         });
     }
     // SAFETY: all-zero is a valid `msghdr`: no name, no vectors, no control data.
