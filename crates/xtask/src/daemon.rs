@@ -4,6 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -18,8 +19,27 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 /// Names another program with the same options, to compare with.
 const OVERRIDE: &str = "VSOCK_DAEMON";
 
+/// Another program with its mishaps, once it was [given](replace).
+static REPLACEMENT: OnceLock<(PathBuf, Mishaps)> = OnceLock::new();
+
+/// What decides which system calls of the daemon go wrong.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mishaps {
+    pub(crate) seed: u64,
+}
+
+/// From now on all daemons are this program, with a share of its system calls failing for
+/// a moment.
+pub(crate) fn replace(program: PathBuf, mishaps: Mishaps) {
+    // There is one at most.
+    let _ = REPLACEMENT.set((program, mishaps));
+}
+
 /// Builds the daemon and returns the program's path.
 pub(crate) fn build() -> Result<PathBuf> {
+    if let Some((program, _)) = REPLACEMENT.get() {
+        return Ok(program.clone());
+    }
     if let Some(program) = env::var_os(OVERRIDE) {
         let program = PathBuf::from(program);
         say(format!(
@@ -118,6 +138,9 @@ impl Daemon {
             "RUST_LOG",
             env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()),
         );
+        if let Some((_, Mishaps { seed })) = REPLACEMENT.get() {
+            command.env("VSOCK_MISHAPS", format!("{seed},momentary"));
+        }
         for vm in vms {
             command.arg("--vm").arg(vm.option());
         }

@@ -7,6 +7,7 @@
 //!    suite ┘                     ├─▶ guest ─▶ qemu ─▶ qmp
 //!                                └─▶ hybrid, the host's sockets
 //!   fuzz ───▶ the programs in `fuzz`
+//!   soak ───▶ the program soak, and `suite`, on a daemon whose system calls go wrong
 //! ```
 
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
@@ -33,12 +34,14 @@ mod project;
 mod qemu;
 mod qmp;
 mod siblings;
+mod soak;
 mod suite;
 mod talk;
 mod test;
 mod wait;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -86,6 +89,24 @@ enum Task {
     Interleavings,
     /// Runs the crates without system calls under Miri, with a nightly toolchain.
     Miri,
+    /// Has guests and host applications talk for long, while all kinds of things go wrong.
+    Soak {
+        /// How long the simulated guests talk.
+        #[arg(long, default_value = "10", conflicts_with = "seconds")]
+        minutes: u64,
+        /// The same, in seconds.
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// What decides all choices; another for each run, if it is not given.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Does the cases of real guests afterwards, over and over for so many minutes.
+        #[arg(long, value_name = "MINUTES")]
+        real_guests: Option<u64>,
+        /// The real guests' kernel.
+        #[arg(long, value_enum, default_value = "6.1")]
+        kernel: Series,
+    },
     /// Runs every check and test, with real guests at the end.
     Test {
         /// Leaves the real guests out.
@@ -136,6 +157,17 @@ fn perform(task: Task) -> Result<()> {
         }),
         Task::Interleavings => checks::interleavings(),
         Task::Miri => checks::miri(),
+        Task::Soak {
+            minutes,
+            seconds,
+            seed,
+            real_guests,
+            kernel,
+        } => soak::run_all(&soak::Plan {
+            time: Duration::from_secs(seconds.unwrap_or(60 * minutes)),
+            seed,
+            real_guests: real_guests.map(|minutes| (kernel, Duration::from_secs(60 * minutes))),
+        }),
         Task::Test {
             skip_guests,
             only_guests,

@@ -310,9 +310,9 @@ impl<T: Transport> Guest<T> {
         let max = self.behaviour.max_packet;
         let packets = bytes.len().div_ceil(max).max(1);
         let first = bytes.len().min(max);
-        let has_credit = bytes.len() <= self.stream(id).credit() as usize;
+        let lacks_credit = bytes.len() > self.stream(id).credit() as usize;
         if self.stream(id).is_shut()
-            || !(has_credit || !self.behaviour.obeys_credit)
+            || (lacks_credit && self.behaviour.obeys_credit)
             || self.free_tx_descriptors() < packets * self.descriptors_for(first)
         {
             return false;
