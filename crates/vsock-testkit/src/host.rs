@@ -201,6 +201,8 @@ impl HostStream {
             match self.stream.write(&bytes[written..]) {
                 Ok(count) => written += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // A process that was stopped for a while finds its waits interrupted.
+                Err(error) if error.kind() == ErrorKind::Interrupted => (),
                 Err(error) => return Err(Error::io("write to a host's end")(error)),
             }
         }
@@ -242,12 +244,12 @@ impl HostStream {
     pub fn expect_end_within(&mut self, time: Duration) -> Result<(), Error> {
         self.set_patience(time)?;
         let start = Instant::now();
-        let result = self.stream.read(&mut [0; 1]);
+        let result = self.stream.read_exact(&mut [0; 1]);
         self.set_patience(PATIENCE)?;
         match result {
-            Ok(0) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(()),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
-            Ok(_) => Err(Error::Device(
+            Ok(()) => Err(Error::Device(
                 "it delivered data, where the end was due".into(),
             )),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {

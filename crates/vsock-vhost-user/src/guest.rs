@@ -212,13 +212,31 @@ impl Service {
         if let Some(session) = daemon.shutdown_handle() {
             self.stop.set_session(session);
         }
-        // How a frontend leaves is its own affair.
         match daemon.wait() {
             Ok(()) => info!(%guest, "the frontend is gone"),
-            Err(error) => info!(%guest, %error, "the frontend is gone"),
+            Err(error) if has_left(&error) => info!(%guest, %error, "the frontend is gone"),
+            Err(error) => self.dismissed(&error),
         }
         Ok(())
     }
+
+    /// A frontend said what none may say.
+    fn dismissed(&mut self, error: &vhost_user_backend::Error) {
+        lock(&self.worker).counters.faults.add(1);
+        if let Some(others) = self.warnings.pass(Instant::now()) {
+            let guest = self.config.guest_cid;
+            warn!(%guest, %error, others, "the frontend was dismissed");
+        }
+    }
+}
+
+/// Whether a session ended because its frontend did: how it leaves is its own affair.
+fn has_left(error: &vhost_user_backend::Error) -> bool {
+    use vhost::vhost_user::Error::{Disconnected, SocketBroken, SocketError};
+    matches!(
+        error,
+        vhost_user_backend::Error::HandleRequest(Disconnected | SocketBroken(_) | SocketError(_))
+    )
 }
 
 #[derive(Debug, thiserror::Error)]

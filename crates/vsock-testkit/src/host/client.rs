@@ -95,6 +95,7 @@ impl Client {
                 Ok(0) => break,
                 Ok(_) => line.push(char::from(byte[0])),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => (),
                 Err(error) => {
                     return Err(failed("an answer to CONNECT", "read from a device")(error));
                 }

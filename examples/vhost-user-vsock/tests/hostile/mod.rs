@@ -18,6 +18,7 @@ pub(crate) mod raw;
 mod usage;
 mod witness;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,6 +27,7 @@ use vsock_packet::{Cid, Header, Op, VsockAddr};
 use vsock_testkit::host::{Service, raise_file_limit};
 use vsock_testkit::{Error, Guest, Setup};
 
+use crate::support::http::Control;
 use crate::support::{BINARY, Daemon, directory};
 pub(crate) use usage::Usage;
 use witness::Witness;
@@ -34,6 +36,18 @@ use witness::Witness;
 pub(crate) const HOSTILE: u32 = 3;
 pub(crate) const WITNESS: u32 = 4;
 pub(crate) const SIBLING: u32 = 5;
+
+/// The counters of what a well-behaved guest with a well-behaved host never does.
+const OFFENCES: [&str; 8] = [
+    "refused_requests",
+    "refused_clients",
+    "invalid_headers",
+    "malformed_chains",
+    "strangers",
+    "violations",
+    "timeouts",
+    "faults",
+];
 
 /// Where the host echoes what a VM says.
 pub(crate) const ECHO: u32 = 700;
@@ -65,6 +79,7 @@ impl House {
         for (cid, more) in vms {
             command.arg("--vm").arg(vm(dir.path(), cid, more));
         }
+        command.arg("--control").arg(dir.path().join("control"));
         let daemon = Daemon::start_command(command);
         let uds = |cid| dir.path().join(format!("{cid}.vsock"));
         let services = [HOSTILE, SIBLING].map(|cid| Service::echo(&uds(cid), ECHO).unwrap());
@@ -103,6 +118,32 @@ impl House {
         let mut sibling = Guest::start(self.socket(SIBLING), Setup::default()).unwrap();
         self.works(&mut sibling);
         sibling
+    }
+
+    /// What the daemon has counted of a VM.
+    #[track_caller]
+    pub(crate) fn counters(&self, cid: u32) -> BTreeMap<String, u64> {
+        let control = Control(self.dir.path().join("control"));
+        let vm = control.get(&format!("/vms/{cid}")).json();
+        serde_json::from_value(vm["counters"].clone()).unwrap()
+    }
+
+    /// What the hostile VM did was counted, in each of these counters.
+    #[track_caller]
+    pub(crate) fn has_counted(&self, names: &[&str]) {
+        let counters = self.counters(HOSTILE);
+        for name in names {
+            assert!(counters[*name] > 0, "nothing in {name}: {counters:?}");
+        }
+    }
+
+    /// Nothing was counted of the witness but its traffic.
+    #[track_caller]
+    fn has_nothing_against_the_witness(&self) {
+        let counters = self.counters(WITNESS);
+        for name in OFFENCES {
+            assert_eq!(counters[name], 0, "{name} of the witness: {counters:?}");
+        }
     }
 
     /// The hostile guest's session was ended by the daemon, which said why, once.
@@ -157,6 +198,7 @@ impl House {
             self.daemon.log()
         );
         self.witness.was_served();
+        self.has_nothing_against_the_witness();
         let mut next = self.guest();
         self.works(&mut next);
         drop(next);

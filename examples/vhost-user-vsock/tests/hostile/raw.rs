@@ -118,8 +118,13 @@ impl RawFrontend {
     /// Whether the device has said nothing and not hung up for as long as this.
     pub(crate) fn is_quiet_for(&self, time: Duration) -> bool {
         self.0.set_read_timeout(Some(time)).unwrap();
-        let answer = (&self.0).read(&mut [0; 1]);
-        answer.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        loop {
+            match (&self.0).read(&mut [0; 1]) {
+                // The machine was paused meanwhile.
+                Err(error) if error.kind() == ErrorKind::Interrupted => (),
+                answer => return answer.is_err_and(|error| error.kind() == ErrorKind::WouldBlock),
+            }
+        }
     }
 }
 

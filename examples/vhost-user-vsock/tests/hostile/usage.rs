@@ -1,8 +1,8 @@
 //! What a process has: descriptors, threads, memory; and whether it rests.
 
-use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use super::witness::Witness;
 
@@ -24,10 +24,17 @@ pub(crate) struct Usage {
     pub(crate) memory: u64,
 }
 
+/// Whether a thread is one that answers at the control socket, of which some stay for a while.
+fn is_a_job(task: &io::Result<fs::DirEntry>) -> bool {
+    let name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm"));
+    let name = task.as_ref().ok().and_then(|task| name(task).ok());
+    name.is_none_or(|name| name.trim_end() == "control-job")
+}
+
 impl Usage {
     /// What the process has now.
     pub(crate) fn now(pid: u32) -> Self {
-        let count = |what| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+        let entries = |what| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let anonymous = status
             .lines()
@@ -35,8 +42,8 @@ impl Usage {
         let memory = anonymous.unwrap().trim().trim_end_matches(" kB");
         Self {
             pid,
-            descriptors: count("fd"),
-            threads: count("task"),
+            descriptors: entries("fd").count(),
+            threads: entries("task").filter(|task| !is_a_job(task)).count(),
             memory: memory.parse().unwrap(),
         }
     }
@@ -84,7 +91,7 @@ impl Usage {
     /// The time all threads of the process have run. One that ends takes its share along.
     fn time_run(&self) -> Duration {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap();
-        let run = |task: std::io::Result<fs::DirEntry>| {
+        let run = |task: io::Result<fs::DirEntry>| {
             let path = task.ok()?.path().join("schedstat");
             let text = fs::read_to_string(path).ok()?;
             text.split(' ').next()?.parse::<u64>().ok()

@@ -99,6 +99,9 @@ fn all_come_back(queue: usize, shapes: impl Fn(&Memory) -> Vec<Vec<RawDescriptor
     done(guest.reset());
     house.works(&mut guest);
     drop(guest);
+    if queue == queue::TX {
+        house.has_counted(&["malformed_chains"]);
+    }
     house.ends_unharmed();
 }
 
@@ -249,6 +252,7 @@ fn chains_of_noise() {
     }
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["invalid_headers", "malformed_chains"]);
     house.ends_unharmed();
 }
 

@@ -47,6 +47,7 @@ fn more_than_the_host_allowed_is_reset() {
     is_reset(&mut guest);
     house.works_again(&mut guest);
     drop((guest, deaf, end));
+    house.has_counted(&["violations"]);
     house.ends_unharmed();
 }
 
@@ -64,6 +65,7 @@ fn more_than_a_sibling_allowed_is_reset_at_both_ends() {
     house.works(&mut sibling);
     house.works_again(&mut guest);
     drop((guest, sibling));
+    house.has_counted(&["violations"]);
     house.ends_unharmed();
 }
 
@@ -120,6 +122,7 @@ fn windows_of_every_size_with_counts_that_wrap() {
     house.works(&mut sibling);
     house.works_again(&mut guest);
     drop((guest, sibling));
+    house.has_counted(&["violations"]);
     house.ends_unharmed();
 }
 

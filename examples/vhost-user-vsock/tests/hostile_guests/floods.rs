@@ -10,8 +10,9 @@ use crate::hostile::{ECHO, HOSTILE, House, SIBLING, WITNESS, done, header, host}
 /// Packets of a flood.
 const COUNT: u32 = 20_000;
 
-/// Sends a flood that the scenario makes up, to the host, to a sibling and to nobody.
-fn flood(mut packet: impl FnMut(&Guest, VsockAddr, u32) -> Header) {
+/// Sends a flood that the scenario makes up, to the host, to a sibling and to nobody. It is
+/// found in these counters.
+fn flood(counters: &[&str], mut packet: impl FnMut(&Guest, VsockAddr, u32) -> Header) {
     let house = House::new();
     let mut guest = house.guest_with(Setup {
         behaviour: Behaviour {
@@ -43,22 +44,27 @@ fn flood(mut packet: impl FnMut(&Guest, VsockAddr, u32) -> Header) {
     house.works_again(&mut guest);
     house.works(&mut sibling);
     drop((guest, sibling));
+    house.has_counted(counters);
     house.ends_unharmed();
 }
 
 #[test]
 fn of_requests_from_ever_new_ports() {
-    flood(|guest, to, round| header(guest, Op::Request, 1000 + round, to));
+    flood(&["refused_requests"], |guest, to, round| {
+        header(guest, Op::Request, 1000 + round, to)
+    });
 }
 
 #[test]
 fn of_requests_from_one_port() {
-    flood(|guest, to, _| header(guest, Op::Request, 1000, to));
+    flood(&["refused_requests", "violations"], |guest, to, _| {
+        header(guest, Op::Request, 1000, to)
+    });
 }
 
 #[test]
 fn of_requests_to_ever_new_ports() {
-    flood(|guest, mut to, round| {
+    flood(&["refused_requests"], |guest, mut to, round| {
         to = VsockAddr::new(to.cid, round);
         header(guest, Op::Request, 1000, to)
     });
@@ -66,12 +72,14 @@ fn of_requests_to_ever_new_ports() {
 
 #[test]
 fn of_resets() {
-    flood(|guest, to, round| header(guest, Op::Rst, 1000 + round % 500, to));
+    flood(&["tx_packets"], |guest, to, round| {
+        header(guest, Op::Rst, 1000 + round % 500, to)
+    });
 }
 
 #[test]
 fn of_requests_and_resets() {
-    flood(|guest, to, round| {
+    flood(&["refused_requests"], |guest, to, round| {
         let op = [Op::Request, Op::Rst][round as usize % 2];
         header(guest, op, 1000 + round / 2 % 100, to)
     });
@@ -79,7 +87,7 @@ fn of_requests_and_resets() {
 
 #[test]
 fn of_credit_requests() {
-    flood(|guest, to, round| {
+    flood(&["strangers"], |guest, to, round| {
         let op = if round == 0 {
             Op::Request
         } else {
@@ -91,7 +99,7 @@ fn of_credit_requests() {
 
 #[test]
 fn of_shutdowns() {
-    flood(|guest, to, round| {
+    flood(&["strangers"], |guest, to, round| {
         let op = if round % 100 == 0 {
             Op::Request
         } else {
@@ -106,12 +114,14 @@ fn of_shutdowns() {
 
 #[test]
 fn of_responses_that_nobody_asked_for() {
-    flood(|guest, to, round| header(guest, Op::Response, 1000 + round, to));
+    flood(&["strangers"], |guest, to, round| {
+        header(guest, Op::Response, 1000 + round, to)
+    });
 }
 
 #[test]
 fn of_packets_to_strangers() {
-    flood(|guest, mut to, round| {
+    flood(&["strangers"], |guest, mut to, round| {
         to = VsockAddr::new(
             Cid::new([0, 1, 77, HOSTILE, SIBLING][round as usize % 5]),
             to.port.value(),
@@ -124,7 +134,7 @@ fn of_packets_to_strangers() {
 #[test]
 fn of_packets_of_one_byte() {
     let mut sent = 0;
-    flood(|guest, to, round| {
+    flood(&["tx_bytes", "strangers"], |guest, to, round| {
         if round == 0 {
             sent = 0;
             return header(guest, Op::Request, 1000, to);
@@ -141,7 +151,7 @@ fn of_packets_of_one_byte() {
 
 #[test]
 fn of_empty_packets() {
-    flood(|guest, to, round| {
+    flood(&["tx_packets", "strangers"], |guest, to, round| {
         let op = if round == 0 { Op::Request } else { Op::Rw };
         header(guest, op, 1000, to)
     });

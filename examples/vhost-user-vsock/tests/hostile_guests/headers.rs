@@ -58,6 +58,7 @@ fn every_field_at_every_edge_with_every_operation() {
     done(every_field(&mut guest));
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["invalid_headers", "strangers", "violations"]);
     house.ends_unharmed();
 }
 
@@ -101,6 +102,7 @@ fn every_type_and_operation_there_could_be() {
     }
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["invalid_headers"]);
     house.ends_unharmed();
 }
 
@@ -130,6 +132,7 @@ fn headers_of_noise_to_everybody() {
     house.works_again(&mut guest);
     house.works_again(&mut sibling);
     drop((guest, sibling));
+    house.has_counted(&["invalid_headers", "strangers"]);
     house.ends_unharmed();
 }
 
@@ -154,5 +157,6 @@ fn forged_sources_reach_nobody() {
     assert_eq!(sibling.refused(), 0);
     house.works_again(&mut guest);
     drop((guest, sibling));
+    house.has_counted(&["refused_requests"]);
     house.ends_unharmed();
 }

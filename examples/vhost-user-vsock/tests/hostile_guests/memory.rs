@@ -50,6 +50,7 @@ fn memory_taken_back_under_a_host_that_writes() {
     loses_its_memory(&house, guest, &memory);
     host.join().unwrap();
     drop(listener);
+    house.has_counted(&["faults"]);
     house.ends_unharmed();
 }
 
@@ -71,6 +72,7 @@ fn memory_taken_back_under_a_sibling_that_sends() {
     done(sibling.expect_reset(stream));
     house.works(&mut sibling);
     drop(sibling);
+    house.has_counted(&["faults"]);
     house.ends_unharmed();
 }
 
@@ -94,6 +96,7 @@ fn memory_taken_back_under_a_guest_that_sends() {
         loses_its_memory(&house, guest, &memory);
         house.works(&mut sibling);
     }
+    house.has_counted(&["faults"]);
     house.ends_unharmed();
 }
 
@@ -108,6 +111,7 @@ fn memory_taken_back_from_a_guest_at_rest() {
     frontend.expect_end();
     done(client.expect_refusal(Duration::from_secs(5)));
     drop(guest);
+    house.has_counted(&["faults"]);
     house.ends_unharmed();
 }
 

@@ -96,6 +96,7 @@ fn every_message_of_every_length_with_and_without_descriptors() {
             }
         }
     }
+    house.has_counted(&["faults"]);
     house.ends_unharmed();
 }
 
@@ -118,6 +119,7 @@ fn headers_of_messages_that_are_none() {
         frontend.send(&words(&[code, flags, len]), &[]);
         frontend.expect_end();
     }
+    house.has_counted(&["faults"]);
     house.ends_unharmed();
 }
 
@@ -132,6 +134,7 @@ fn messages_cut_short_at_every_byte() {
             frontend.send(&whole[..cut], &[memory.as_fd()]);
         }
     }
+    house.has_counted(&["faults"]);
     house.ends_unharmed();
 }
 
@@ -163,6 +166,7 @@ fn right_messages_in_any_order_with_any_values() {
             }
         }
     }
+    house.has_counted(&["faults"]);
     house.ends_unharmed();
 }
 

@@ -188,5 +188,6 @@ fn a_kick_that_was_replaced_keeps_nobody_busy() {
     drop(ended);
     RawFrontend::of(&mut guest).expect_end();
     drop(guest);
+    house.has_counted(&["faults"]);
     house.ends_unharmed();
 }

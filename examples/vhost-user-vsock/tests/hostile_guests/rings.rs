@@ -56,6 +56,7 @@ fn available_indices_that_jump() {
         }
     }
     drop(guest);
+    house.has_counted(&["violations"]);
     house.ends_unharmed();
 }
 
@@ -73,6 +74,7 @@ fn heads_out_of_the_ring_and_the_same_again_and_again() {
         }
     }
     drop(guest);
+    house.has_counted(&["malformed_chains"]);
     house.ends_unharmed();
 }
 
@@ -142,6 +144,7 @@ fn rings_over_each_other_and_over_everything() {
             }
         }
     }
+    house.has_counted(&["malformed_chains"]);
     house.ends_unharmed();
 }
 
@@ -193,6 +196,7 @@ fn memory_that_changes_while_it_is_read() {
     house.works(&mut guest);
     house.works(&mut sibling);
     drop((guest, sibling));
+    house.has_counted(&["invalid_headers"]);
     house.ends_unharmed();
 }
 
@@ -267,6 +271,7 @@ fn rx_is_never_refilled() {
     done(guest.reset());
     house.works(&mut guest);
     drop((guest, sibling));
+    house.has_counted(&["violations"]);
     house.ends_unharmed();
 }
 

@@ -58,6 +58,7 @@ fn who_connect_and_leave() {
     done(guest.pump(Duration::from_millis(20)));
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["refused_clients"]);
     house.ends_unharmed();
 }
 
@@ -69,6 +70,7 @@ fn who_redial_while_there_is_no_guest() {
         let _ = client.write_all(b"CONNECT 80\n");
         is_hung_up_on(client, b"CONNECT 80\n");
     }
+    house.has_counted(&["refused_clients"]);
     house.ends_unharmed();
 }
 
@@ -91,6 +93,7 @@ fn who_say_half_a_line_and_no_more() {
     drop(clients);
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["refused_clients"]);
     house.ends_unharmed();
 }
 
@@ -147,6 +150,7 @@ fn who_say_what_is_no_line() {
         is_hung_up_on(client, line);
     }
     drop(guest);
+    house.has_counted(&["refused_clients"]);
     house.ends_unharmed();
 }
 

@@ -50,6 +50,7 @@ fn used_up_by_applications_that_stay() {
     drop(client);
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["refused_requests"]);
     house.ends_unharmed();
 }
 
@@ -59,10 +60,14 @@ fn used_up_by_a_guest_that_connects() {
     let mut guest = house.guest();
     let listener = done(HostListener::bind(&house.uds(HOSTILE), 710));
     let mut open: Vec<StreamId> = Vec::new();
-    while let Ok(stream) = guest.connect(710) {
-        open.push(stream);
+    let refused = loop {
+        match guest.connect(710) {
+            Ok(stream) => open.push(stream),
+            Err(error) => break error,
+        }
         assert!(open.len() < 120);
-    }
+    };
+    assert!(matches!(refused, Error::Refused { .. }), "{refused}");
     house.is_at_rest();
     for stream in open {
         done(guest.close(stream));
@@ -70,6 +75,7 @@ fn used_up_by_a_guest_that_connects() {
     drop(listener);
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["refused_requests"]);
     house.ends_unharmed();
 }
 
@@ -79,10 +85,12 @@ fn used_up_when_a_frontend_comes() {
     let house = with_descriptors(120);
     let mut guest = house.guest();
     let listener = done(HostListener::bind(&house.uds(HOSTILE), 710));
-    let mut open = Vec::new();
-    while let Ok(stream) = guest.connect(710) {
-        open.push(stream);
-    }
+    let refused = loop {
+        if let Err(error) = guest.connect(710) {
+            break error;
+        }
+    };
+    assert!(matches!(refused, Error::Refused { .. }), "{refused}");
     let frontend = RawFrontend::connect(&house.socket(SIBLING));
     assert!(frontend.say(request::GET_FEATURES, VERSION, &[], &[]));
     assert!(frontend.is_quiet_for(Duration::from_millis(500)));

@@ -52,6 +52,7 @@ fn that_never_accept() {
     drop(deaf);
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["refused_requests"]);
     house.ends_unharmed();
 }
 
@@ -66,6 +67,7 @@ fn whose_backlog_is_full() {
     drop(full);
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["refused_requests"]);
     house.ends_unharmed();
 }
 
@@ -98,6 +100,7 @@ fn that_are_removed_and_replaced_while_in_use() {
     drop(open);
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["refused_requests"]);
     house.ends_unharmed();
 }
 
@@ -131,6 +134,7 @@ fn that_are_no_listeners() {
     drop(datagrams);
     house.works_again(&mut guest);
     drop(guest);
+    house.has_counted(&["refused_requests"]);
     house.ends_unharmed();
 }
 
