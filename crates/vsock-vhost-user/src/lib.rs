@@ -69,6 +69,7 @@ mod backend;
 mod config;
 mod connect_line;
 mod connections;
+mod cores;
 mod counters;
 mod door;
 mod events;

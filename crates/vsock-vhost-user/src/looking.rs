@@ -7,6 +7,7 @@
 use std::hint::spin_loop;
 use std::time::Instant;
 
+use rustix::thread::sched_yield;
 use vhost_user_backend::VringT;
 use vm_memory::GuestAddressSpace;
 
@@ -49,16 +50,19 @@ impl Worker {
             // Either it is about to be woken, or what the guest sent has to wait.
             return None;
         }
-        let until = self.patience.idles(Instant::now());
+        let now = Instant::now();
+        let until = self.patience.idles(now);
+        let is_shared = self.cores.is_shared_by(self.guest, now);
         if !self.patience.looks() {
             return None;
         }
-        let found = self.look_until(until);
-        self.patience.looked(found.is_some());
+        let found = self.look_until(until, is_shared);
+        self.patience.looked(found.is_some(), Instant::now());
         found
     }
 
-    fn look_until(&self, until: Instant) -> Option<Cause> {
+    /// On a core that is `shared` with another worker, that one goes first.
+    fn look_until(&self, until: Instant, shared: bool) -> Option<Cause> {
         let (vring, memory) = self.tx_ring()?;
         let memory = memory.memory();
         let mut ring = vring.get_mut();
@@ -77,7 +81,11 @@ impl Worker {
                 if Instant::now() >= until || vring.fault().get().is_some() {
                     return None;
                 }
-                spin_loop();
+                if shared {
+                    sched_yield();
+                } else {
+                    spin_loop();
+                }
             }
         })
     }

@@ -70,9 +70,17 @@ impl Patience {
         now + self.time
     }
 
-    /// Looking has `found` something, or not.
-    pub(crate) fn looked(&mut self, found: bool) {
-        self.misses = if found { 0 } else { self.misses + 1 };
+    /// Looking has `found` something, or not, by `now`. Who looks and loses its core to
+    /// somebody else for long might as well have slept.
+    pub(crate) fn looked(&mut self, found: bool, now: Instant) {
+        let had_core = self
+            .idle_since
+            .is_some_and(|since| now.saturating_duration_since(since) <= 2 * self.time);
+        self.misses = if found && had_core {
+            0
+        } else {
+            self.misses + 1
+        };
         if self.misses == MISSES && self.stage == Stage::KeepLooking {
             self.enter(Stage::TrySleeping, TRIAL);
         }
@@ -83,26 +91,26 @@ impl Patience {
         let Some(since) = self.idle_since.take() else {
             return;
         };
-        // Of a long pause it is enough to know that it was long.
-        self.paused += now.saturating_duration_since(since).min(4 * self.time);
+        self.paused += now.saturating_duration_since(since);
         self.left -= 1;
-        if self.left == 0 {
-            self.conclude();
+        // Of a trial that has failed, no more is needed.
+        let has_failed = match self.stage {
+            Stage::TrySleeping => self.paused >= 2 * TRIAL * self.time,
+            Stage::TryLooking { slept } => 4 * self.paused >= 3 * slept,
+            Stage::KeepLooking | Stage::KeepSleeping => false,
+        };
+        if self.left == 0 || has_failed {
+            self.conclude(has_failed);
         }
     }
 
-    fn conclude(&mut self) {
+    fn conclude(&mut self, has_failed: bool) {
         match self.stage {
-            // So long that what rousing takes is no matter.
-            Stage::TrySleeping if self.paused >= 2 * TRIAL * self.time => {
-                self.enter(Stage::TrySleeping, TRIAL);
-            }
-            Stage::TrySleeping => {
+            Stage::TrySleeping if !has_failed => {
                 let slept = self.paused;
                 self.enter(Stage::TryLooking { slept }, TRIAL);
             }
-            // Better, and not just by chance.
-            Stage::TryLooking { slept } if 4 * self.paused < 3 * slept => {
+            Stage::TryLooking { .. } if !has_failed => {
                 self.keep_sleeping = KEEP_SLEEPING;
                 self.enter(Stage::KeepLooking, KEEP_LOOKING);
             }
@@ -110,7 +118,8 @@ impl Patience {
                 self.enter(Stage::KeepSleeping, self.keep_sleeping);
                 self.keep_sleeping = (2 * self.keep_sleeping).min(KEEP_SLEEPING_LONGEST);
             }
-            Stage::KeepLooking | Stage::KeepSleeping => self.enter(Stage::TrySleeping, TRIAL),
+            // Pauses so long that what rousing takes is no matter, or time to measure again.
+            _ => self.enter(Stage::TrySleeping, TRIAL),
         }
     }
 
@@ -155,7 +164,8 @@ mod tests {
             let until = self.patience.idles(self.now);
             let took = Duration::from_micros(if looks { looked } else { slept });
             if looks {
-                self.patience.looked(self.now + took <= until);
+                let now = self.now + took;
+                self.patience.looked(now <= until, now);
             }
             self.now += took;
             self.patience.wakes(self.now);
@@ -200,6 +210,21 @@ mod tests {
         assert!(scene.pause(1_000, 60, 15) > 950);
         scene.pause(5_000, 8, 8);
         assert!(scene.pause(1_000, 8, 8) < 50);
+    }
+
+    #[test]
+    fn stops_looking_when_others_take_the_core_meanwhile() {
+        let mut scene = Scene::new(TIME);
+        scene.pause(200, 60, 15);
+        assert!(scene.patience.looks());
+        for _ in 0..MISSES {
+            let now = scene.now + Duration::from_millis(3);
+            scene.patience.idles(scene.now);
+            scene.patience.looked(true, now);
+            scene.patience.wakes(now);
+            scene.now = now;
+        }
+        assert!(!scene.patience.looks());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use vsock_router::{
 
 use crate::backend::lock;
 use crate::config::{Changes, GuestConfig, VhostUserSocket};
+use crate::cores::Cores;
 use crate::counters::CounterValues;
 use crate::events::{Event, Events, Hub};
 use crate::guest::Guest;
@@ -96,6 +97,7 @@ pub struct Server {
     plans: Mutex<()>,
     switch: Arc<Switch>,
     hub: Arc<Hub>,
+    cores: Cores,
     max_guests: usize,
 }
 
@@ -120,6 +122,7 @@ impl Server {
             plans: Mutex::default(),
             switch: Arc::new(Switch::default().with_recorder(recorder)),
             hub,
+            cores: Cores::default(),
             max_guests: Self::DEFAULT_MAX_GUESTS,
         }
     }
@@ -186,13 +189,18 @@ impl Server {
         self.refuse_two_meanings(cid, &Settings::of(&config))?;
         let (clients, uds_path) = listen(&config.uds_path, config.access)?;
         let mut paths = vec![uds_path];
-        let worker =
-            Worker::new(&config, clients, router, &self.switch, &self.hub).map_err(|error| {
-                match error {
-                    SetupError::Io(source) => AddError::Setup { cid, source },
-                    SetupError::Join(JoinError(cid)) => AddError::CidTaken(cid),
-                }
-            })?;
+        let worker = Worker::new(
+            &config,
+            clients,
+            router,
+            &self.switch,
+            &self.hub,
+            &self.cores,
+        )
+        .map_err(|error| match error {
+            SetupError::Io(source) => AddError::Setup { cid, source },
+            SetupError::Join(JoinError(cid)) => AddError::CidTaken(cid),
+        })?;
         let seat = Seat {
             switch: Arc::clone(&self.switch),
             cid,

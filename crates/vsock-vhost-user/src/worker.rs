@@ -26,6 +26,7 @@ use vsock_router::{Groups, JoinError, Member, Port, Refusal, Router, Switch};
 
 use crate::config::GuestConfig;
 use crate::connections::Connections;
+use crate::cores::Cores;
 use crate::counters::Counters;
 use crate::door::{Caller, Door};
 use crate::events::{ClientRefusal, Event, Hub};
@@ -78,6 +79,7 @@ pub(crate) struct Worker {
     pub(crate) requests: Bucket,
     refusals: Seldom,
     pub(crate) patience: Patience,
+    pub(crate) cores: Cores,
     /// The guest was not asked to kick: the worker is going to look for itself.
     pub(crate) looks_for_tx: bool,
 }
@@ -139,6 +141,7 @@ impl Worker {
         router: Arc<dyn Router>,
         switch: &Switch,
         hub: &Arc<Hub>,
+        cores: &Cores,
     ) -> Result<Self, SetupError> {
         let poller = Poller::new()?;
         let counters = Arc::new(Counters::default());
@@ -183,6 +186,7 @@ impl Worker {
             refusals: Seldom::default(),
             patience: Patience::new(config.busy_poll),
             looks_for_tx: false,
+            cores: cores.clone(),
         };
         worker.set_limits(&Settings::of(config));
         Ok(worker)

@@ -23,6 +23,7 @@ const ANY: &[libc::c_long] = &[
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_futex,
+    libc::SYS_getcpu,
     libc::SYS_getegid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
