@@ -71,6 +71,8 @@ fn host(criterion: &mut Criterion) {
 fn siblings(criterion: &mut Criterion) {
     let mut device = Device::new();
     let ((mut one, _), (mut other, _)) = (device.guest(3), device.guest(4));
+    // An answer shows that the device serves its rings.
+    assert!(other.connect(OTHER_PORT).is_err());
     other.listen(PORT);
     let peer = VsockAddr::new(other.cid(), PORT);
     let out = one.start_connect(peer).unwrap();
