@@ -9,6 +9,8 @@ use crate::world::{PATIENCE, World};
 
 /// What the daemon may take to let go of what is over: longer than its own deadlines.
 const SETTLING: Duration = Duration::from_secs(30);
+/// After so long it is told what is still going on.
+const SLOW: Duration = Duration::from_secs(8);
 /// Threads that do what the control socket asks for stay for a while.
 const HELPERS: usize = 2;
 /// How long it is watched doing nothing, and what of that it may run.
@@ -25,8 +27,13 @@ impl World {
     /// Lets all that is open come to its end, and looks for what is left.
     pub(crate) fn come_to_rest(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE + SETTLING;
+        let mut told_at = Some(Instant::now() + SLOW);
         while !self.is_quiet() {
             self.turn(false)?;
+            if told_at.is_some_and(|at| Instant::now() > at) {
+                told_at = None;
+                println!("it takes long to come to rest: {}", self.unrest());
+            }
             ensure!(
                 Instant::now() < deadline,
                 "it does not come to rest: {}",

@@ -205,8 +205,10 @@ fn summary(stream: &Stream) -> String {
         .map(|op| format!("{op} {}", stream.came(op)))
         .join(", ");
     format!(
-        "{:?}, reset: {}, peer shutdown: {:?}, sent {}, credit {}, in flight {}, \
+        "{} to {}: {:?}, reset: {}, peer shutdown: {:?}, sent {}, credit {}, in flight {}, \
          received {}, unread {} in {} packets; came: {came}",
+        stream.local(),
+        stream.peer(),
         stream.state(),
         stream.was_reset(),
         stream.peer_shutdown(),

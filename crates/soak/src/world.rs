@@ -276,9 +276,12 @@ impl World {
                 Given::Nothing => ensure!(
                     now.duration_since(stranger.since) < PATIENCE,
                     "a connection was accepted, and for {PATIENCE:?} neither its number nor \
-                     its end came: {:?}, heard {:?}",
+                     its end came: {:?}, heard {:?}\n{}the daemon has {:?}\n{}",
                     stranger.wire,
-                    stranger.heard
+                    stranger.heard,
+                    stranger.wire.view(&mut self.vms),
+                    self.operator.get("/connections"),
+                    self.unrest()
                 ),
                 // Its opener knows why.
                 Given::End | Given::Error(_) => {
@@ -380,13 +383,15 @@ impl World {
     }
 
     /// What keeps it from being quiet.
-    pub(crate) fn unrest(&self) -> String {
+    pub(crate) fn unrest(&mut self) -> String {
         let states: Vec<_> = self
             .vms
             .iter()
             .map(|vm| format!("VM {} {:?}, {:?}", vm.cid, vm.state, vm.change))
             .collect();
-        let connections: Vec<_> = self.connections.values().map(ToString::to_string).collect();
+        let (connections, vms) = (self.connections.values(), &mut self.vms);
+        let describe = |one: &Connection| format!("{one}{}", one.guests_view(vms));
+        let connections: Vec<_> = connections.map(describe).collect();
         format!(
             "{}; {} strangers, {} to be closed; connections:\n{}",
             states.join("; "),
