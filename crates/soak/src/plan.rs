@@ -94,6 +94,8 @@ impl Plan {
 const MOST_PIECES: u64 = 4000;
 /// The time, about, that a side rests in all.
 const MOST_REST: Duration = Duration::from_secs(2);
+/// How often, about: a rest takes no less than a round of everybody.
+const MOST_RESTS: u64 = 50;
 
 impl Part {
     fn make(random: &mut Random, messages: bool) -> Self {
@@ -127,7 +129,7 @@ impl Part {
         };
         let reads = total / read + 1;
         let (one_in, time) = &mut self.rests;
-        let rests = MOST_REST.as_millis() / time.as_millis().max(1) + 1;
-        *one_in = (*one_in).max(reads / rests as u64).max(1);
+        let rests = (MOST_REST.as_millis() / time.as_millis().max(1)) as u64;
+        *one_in = (*one_in).max(reads / rests.clamp(1, MOST_RESTS));
     }
 }
