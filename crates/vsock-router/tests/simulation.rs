@@ -26,8 +26,6 @@ mod ledger;
 mod mischief;
 #[path = "simulation/port.rs"]
 mod port;
-#[path = "simulation/random.rs"]
-mod random;
 #[path = "simulation/socket.rs"]
 mod socket;
 #[path = "simulation/world.rs"]

@@ -213,6 +213,14 @@ impl<T: Transport> Guest<T> {
         self.give_out().map(|()| count)
     }
 
+    /// Empties the rings, as a driver does that starts afresh, and ends all streams without a
+    /// word; listeners stay.
+    pub fn forget_all(&mut self) {
+        self.rings.reset();
+        self.sockets.reset();
+        self.inbox.clear();
+    }
+
     fn take_in(&mut self) -> Result<usize, Error> {
         let mut count = 0;
         self.rings.reclaim_tx()?;

@@ -49,6 +49,11 @@ impl Allowance {
         self.promised -= u64::from(bytes);
     }
 
+    #[cfg(test)]
+    pub(crate) fn promised(&self) -> u64 {
+        self.promised
+    }
+
     /// Whether payload may go to the guest now.
     pub(crate) fn has_some(&mut self, now: Instant) -> bool {
         self.rate.has_some(now)

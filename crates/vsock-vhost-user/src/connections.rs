@@ -114,6 +114,12 @@ impl Connections {
         self.table.len()
     }
 
+    /// What is promised to those there are, in bytes.
+    #[cfg(test)]
+    pub(crate) fn promised(&self) -> u64 {
+        self.allowance.promised()
+    }
+
     /// Gives the guest the connection it asked for. `false` when there is no room.
     pub(crate) fn accept(&mut self, request: &Header, socket: OwnedFd) -> bool {
         let buf_alloc = self.allowance.promise();

@@ -91,6 +91,8 @@ mod ring;
 mod rx;
 mod seldom;
 mod server;
+#[cfg(test)]
+mod simulation;
 mod socket_io;
 mod status;
 mod stop;

@@ -173,6 +173,19 @@ impl Poller {
     }
 }
 
+#[cfg(test)]
+impl Poller {
+    /// When [`Token::Timer`] is to come.
+    pub(crate) fn armed(&self) -> Option<Instant> {
+        self.armed
+    }
+
+    /// Has the timer be over, as if it had come.
+    pub(crate) fn disarm(&mut self) {
+        self.armed = None;
+    }
+}
+
 /// What a poller watches.
 #[derive(Clone, Debug)]
 pub(crate) struct Registry(Arc<OwnedFd>);

@@ -68,6 +68,8 @@ pub(crate) struct Worker {
     pub(crate) hub: Arc<Hub>,
     /// The time of this turn.
     pub(crate) now: Instant,
+    /// Tells the time.
+    pub(crate) clock: fn() -> Instant,
     door: Door,
     pub(crate) session: Option<Session>,
     callers: Vec<Caller>,
@@ -178,6 +180,7 @@ impl Worker {
             inbox,
             hub: Arc::clone(hub),
             now: Instant::now(),
+            clock: Instant::now,
             session: None,
             callers: Vec::new(),
             woken: false,
@@ -274,7 +277,7 @@ impl Worker {
     }
 
     fn set_now(&mut self) {
-        self.now = Instant::now();
+        self.now = (self.clock)();
         self.connections.set_now(self.now);
     }
 

@@ -38,15 +38,19 @@ pub(super) struct Answer {
 pub(super) async fn say(stream: UnixStream, bytes: &[u8]) -> Vec<u8> {
     let (mut reader, mut writer) = stream.into_split();
     let write = async {
-        // It fails when the rest is not wanted.
+        // It fails when the rest is not wanted, and never ends when nobody takes it.
         let _ = writer.write_all(bytes).await;
+        std::future::pending().await
     };
     let read = async {
         let mut said = Vec::new();
         while !is_stream(&said) && reader.read_buf(&mut said).await.is_ok_and(|read| read > 0) {}
         said
     };
-    tokio::join!(write, read).1
+    tokio::select! {
+        said = read => said,
+        never = write => never,
+    }
 }
 
 /// Whether a stream has begun: it ends only when the client does.

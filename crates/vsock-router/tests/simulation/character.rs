@@ -1,6 +1,6 @@
 //! What a simulated guest is like.
 
-use crate::random::Random;
+use vsock_testkit::Random;
 
 /// When a guest tells of its buffer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

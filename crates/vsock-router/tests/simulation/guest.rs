@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use vsock_packet::{GuestCid, Header, Op, RwFlags, ShutdownFlags, SocketType, VsockAddr};
 use vsock_router::{Groups, Member};
+use vsock_testkit::Random;
 
 use crate::character::{Character, Misbehaviour};
 use crate::ledger::{Ledger, Way};
 use crate::port::SimPort;
-use crate::random::Random;
 use crate::socket::{Socket, State};
 
 /// The most a guest is ever told of another's buffer, in bytes.

@@ -1,11 +1,11 @@
 //! What misbehaving guests put into their TX rings.
 
 use vsock_packet::{Header, Op, SocketType, VsockAddr};
+use vsock_testkit::Random;
 
 use crate::character::Misbehaviour;
 use crate::guest::{Guest, Outgoing};
 use crate::ledger::{Ledger, Way};
-use crate::random::Random;
 use crate::socket::State;
 
 const OPS: [Op; 7] = [

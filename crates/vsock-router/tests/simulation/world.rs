@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use vsock_packet::{Features, GuestCid, Header, Op, Payload, VsockAddr};
 use vsock_router::Switch;
 use vsock_router::{Groups, Limits, Member, Packet, Refusal, Request, Route, Router, Siblings};
+use vsock_testkit::Random;
 
 use crate::character::{Character, Misbehaviour};
 use crate::guest::{Guest, Outgoing};
 use crate::ledger::{Ledger, Way};
 use crate::port::SimPort;
-use crate::random::Random;
 use crate::socket::State;
 
 /// How often nothing but time may pass before the house must be at rest.

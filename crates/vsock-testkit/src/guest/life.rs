@@ -76,9 +76,7 @@ impl Guest<VhostUser> {
     ///
     /// [`Error::VhostUser`].
     pub fn start_afresh(&mut self) -> Result<(), Error> {
-        self.rings.reset();
-        self.sockets.reset();
-        self.inbox.clear();
+        self.forget_all();
         self.resume_at(None)
     }
 

@@ -123,11 +123,6 @@ fn cid_of_query(query: &str) -> Result<GuestCid, Refusal> {
 }
 
 impl Route {
-    /// Whether its body matters.
-    pub(super) fn has_body(&self) -> bool {
-        !matches!(self, Self::Whole(_))
-    }
-
     /// The call with its body.
     ///
     /// # Errors

@@ -1,10 +1,12 @@
-//! Numbers that look random and come from a seed.
+//! Numbers that look random and come from a seed: all that a simulation leaves to chance.
 
 /// A generator of numbers (SplitMix64).
-pub(crate) struct Random(u64);
+#[derive(Clone, Debug)]
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The numbers of this seed.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -16,24 +18,32 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `limit`, which is not zero.
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
+    /// A number below `limit`.
+    ///
+    /// # Panics
+    ///
+    /// When `limit` is zero.
+    pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
 
     /// `true` so many times in a hundred.
-    pub(crate) fn chance(&mut self, percent: usize) -> bool {
+    pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
     /// A size up to `max`: as often of few digits as of many.
-    pub(crate) fn size(&mut self, max: usize) -> usize {
+    pub fn size(&mut self, max: usize) -> usize {
         let bits = self.below(usize::BITS as usize - max.leading_zeros() as usize + 1);
         self.below((1 << bits).min(max + 1))
     }
 
     /// One of these.
-    pub(crate) fn pick<T: Copy>(&mut self, among: &[T]) -> T {
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    pub fn pick<T: Copy>(&mut self, among: &[T]) -> T {
         among[self.below(among.len())]
     }
 }
