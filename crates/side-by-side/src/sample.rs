@@ -24,6 +24,13 @@ pub(crate) enum Subject {
     Lookup(Lookup),
 }
 
+/// Time that threads ran, in a time: 1.0 is a core that was busy all the time.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Busy {
+    pub(crate) daemon: f64,
+    pub(crate) applications: f64,
+}
+
 /// What was seen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
@@ -31,6 +38,8 @@ pub(crate) struct Sample {
     pub(crate) value: f64,
     /// Daemon CPU in seconds per byte, connection or round trip.
     pub(crate) cpu: Option<f64>,
+    /// Cores that the daemon was busy on, and those that guests and applications were.
+    pub(crate) busy: Option<Busy>,
     /// Jain's index over the streams or pairs.
     pub(crate) fairness: Option<f64>,
 }
@@ -41,6 +50,7 @@ impl Sample {
         Self {
             value,
             cpu: None,
+            busy: None,
             fairness: None,
         }
     }

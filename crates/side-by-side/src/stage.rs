@@ -4,6 +4,7 @@ use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 
 use crate::count::Count;
@@ -14,6 +15,7 @@ use crate::host::{self, Server};
 use crate::noise::{Noise, Watch};
 use crate::placement::{Placement, Side};
 use crate::role::{self, Client, Service};
+use crate::sample::Busy;
 
 /// Nothing at all within this time means that the daemon hangs.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -37,6 +39,7 @@ pub(crate) struct Seen {
     pub(crate) rates: Vec<f64>,
     /// Daemon CPU in seconds per unit counted.
     pub(crate) cpu: f64,
+    pub(crate) busy: Busy,
     pub(crate) noise: Noise,
 }
 
@@ -110,12 +113,13 @@ impl Stage {
     pub(crate) fn watch(&self, counts: &[Count], time: Duration) -> Result<Seen> {
         let now = || counts.iter().map(Count::now).collect::<Vec<_>>();
         let watch = Watch::start()?;
-        let (cpu, before) = (self.daemon.cpu()?, now());
+        let (cpu, own, before) = (self.daemon.cpu()?, own_cpu(), now());
         let start = Instant::now();
         sleep(time);
         let after = now();
         let elapsed = start.elapsed().as_secs_f64();
         let cpu = self.daemon.cpu()?.saturating_sub(cpu);
+        let own = own_cpu().saturating_sub(own);
         let noise = watch.stop(cpu)?;
         let counted: Vec<_> = before
             .iter()
@@ -129,6 +133,10 @@ impl Stage {
                 .map(|&count| count as f64 / elapsed)
                 .collect(),
             cpu: cpu.as_secs_f64() / all.max(1) as f64,
+            busy: Busy {
+                daemon: cpu.as_secs_f64() / elapsed,
+                applications: own.as_secs_f64() / elapsed,
+            },
             noise,
         })
     }
@@ -145,6 +153,12 @@ impl Stage {
         }
         Ok(round_trips)
     }
+}
+
+/// The time this process has run: guests and host applications are threads of it.
+fn own_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.try_into().unwrap_or_default()
 }
 
 impl Drop for Stage {

@@ -1,7 +1,7 @@
 //! The result as tables: cells of text, and their lines for the terminal.
 
 use crate::outcome::{Line, Outcome, Row};
-use crate::sample::Sample;
+use crate::sample::{Busy, Sample};
 use crate::scenario::Unit;
 use crate::series::Series;
 use crate::target::{Target, per_gib};
@@ -42,6 +42,7 @@ pub(crate) fn scenarios(outcome: &Outcome) -> Table {
         "met",
         "CPU ours",
         "CPU incumbent",
+        "busy cores",
         "noisy",
     ];
     let lines = outcome.lines();
@@ -77,6 +78,7 @@ fn value(line: &Line<'_>) -> Vec<String> {
         met(line),
         cpu(line.ours.cpu, unit),
         cpu(line.incumbent.cpu, unit),
+        busy(ours),
         noisy(
             ours.disturbed + incumbent.disturbed,
             ours.repeated + incumbent.repeated,
@@ -103,8 +105,17 @@ fn further(line: &Line<'_>) -> Vec<String> {
     [format!("  {what}"), ours, nothing(), incumbent]
         .into_iter()
         .chain([nothing(), nothing(), nothing(), target, met(line)])
-        .chain([nothing(), nothing(), nothing()])
+        .chain([nothing(), nothing(), nothing(), nothing()])
         .collect()
+}
+
+/// Cores that our daemon was busy on, and those that guests and applications were.
+fn busy(ours: &Series<Sample>) -> String {
+    let cores = |of: fn(Busy) -> f64| ours.median(|sample| sample.busy.map(of));
+    match (cores(|busy| busy.daemon), cores(|busy| busy.applications)) {
+        (Some(daemon), Some(applications)) => format!("{daemon:.2} + {applications:.2}"),
+        _ => "-".into(),
+    }
 }
 
 fn met(line: &Line<'_>) -> String {

@@ -97,6 +97,7 @@ impl Traffic {
         let sample = (rate > 0.0).then_some(Sample {
             value,
             cpu: Some(seen.cpu),
+            busy: Some(seen.busy),
             fairness: jain(&seen.rates).filter(|_| seen.rates.len() > 1),
         });
         Ok((sample, seen.noise))
