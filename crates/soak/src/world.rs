@@ -18,7 +18,7 @@ use crate::operator::Operator;
 use crate::plan::{ACCEPTOR, Kind, OPENER, Plan};
 use crate::random::Random;
 use crate::tally::Tally;
-use crate::vm::{Change, HOST_PORT, MESSAGE_PORT, STREAM_PORT, Vm};
+use crate::vm::{HOST_PORT, MESSAGE_PORT, STREAM_PORT, Vm};
 use crate::wire::{Given, Wire};
 
 /// VMs of the configuration, and those added by the control socket.
@@ -159,8 +159,8 @@ impl World {
         }
         let steady = |vm: &Vm| vm.is_steady() && vm.service.is_some();
         let mut may_be_refused = Instant::now() < self.refusals_until || !steady(vm);
-        let changes = |vm: &Vm| vm.change == Some(Change::Regroup);
-        let is_regrouped = changes(vm) || changes(peer);
+        // The daemon may do it sooner than it says so.
+        let is_changed = vm.change.is_some() || peer.change.is_some();
         let mut sent = 0;
         let wire = match plan.kind {
             Kind::HostToGuest => {
@@ -195,8 +195,8 @@ impl World {
         self.tally.opened += 1;
         let mut connection = Connection::open(self.seed, number, plan, wire, sent);
         connection.may_be_refused = may_be_refused;
-        if is_regrouped {
-            connection.disturb("its VMs' groups were changed meanwhile");
+        if is_changed {
+            connection.disturb("one of its VMs was changed meanwhile");
         }
         self.connections.insert(number, connection);
         Ok(())
