@@ -120,6 +120,16 @@ impl Connections {
         self.allowance.promised()
     }
 
+    /// Has all host sockets take no more than this at once, in bytes.
+    #[cfg(test)]
+    pub(crate) fn shrink_sockets(&mut self, bytes: usize) {
+        for id in self.table.ids() {
+            if let Some(socket) = self.table.get_mut(id).and_then(|entry| entry.host.socket()) {
+                rustix::net::sockopt::set_socket_send_buffer_size(socket, bytes).unwrap();
+            }
+        }
+    }
+
     /// Gives the guest the connection it asked for. `false` when there is no room.
     pub(crate) fn accept(&mut self, request: &Header, socket: OwnedFd) -> bool {
         let buf_alloc = self.allowance.promise();

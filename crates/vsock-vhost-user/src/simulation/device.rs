@@ -49,6 +49,8 @@ pub(super) struct Device {
     pub(super) worker: Worker,
     rings: Vec<Vring>,
     kicks: Kicks,
+    /// What a host socket takes at once, if that is to be little, in bytes.
+    pub(super) socket_size: Option<usize>,
 }
 
 impl Device {
@@ -73,6 +75,7 @@ impl Device {
             worker,
             rings,
             kicks,
+            socket_size: None,
         };
         // Enabling a ring is an event, too.
         device.kicks.0.iter().for_each(|kick| kick.set(true));
@@ -125,6 +128,9 @@ impl Device {
             return false;
         };
         self.worker.turn_with(cause, &self.rings);
+        if let Some(bytes) = self.socket_size {
+            self.worker.connections.shrink_sockets(bytes);
+        }
         true
     }
 

@@ -111,7 +111,8 @@ impl World {
         let worker = Worker::new(&config, listener, router, &self.switch, &hub, &cores).unwrap();
         let setup = self.setup();
         self.tell(|| format!("guest {index}, hostile: {is_hostile}: {setup:?}"));
-        let (device, guest) = Device::start(worker, cid, setup);
+        let (mut device, guest) = Device::start(worker, cid, setup);
+        device.socket_size = self.random.pick(&[None, Some(5000), Some(20_000)]);
         House {
             device,
             guest,
