@@ -475,6 +475,9 @@ impl World {
 
     /// Nothing is left, and nobody is blamed for anything.
     fn check_empty(&mut self) {
+        // A hostile one uses ports again at once: what was on its way to the connection before
+        // looks wrong on the next one, and no device can tell.
+        let is_hostile_there = self.guests.0.iter().any(Option::is_none);
         for (index, house) in self.guests.0.iter_mut().enumerate() {
             let Some(house) = house else { continue };
             let worker = &mut house.device.worker;
@@ -492,8 +495,12 @@ impl World {
             let blamed = counted.violations
                 + counted.invalid_headers
                 + counted.malformed_chains
-                + counted.faults
-                + counted.siblings.violations;
+                + counted.faults;
+            let siblings = counted.siblings.violations;
+            assert!(
+                siblings == 0 || is_hostile_there,
+                "guest {index}: {counted:?}"
+            );
             assert_eq!(blamed, 0, "guest {index}: {counted:?}");
             check_counted(index, &counted, &self.talks);
         }
