@@ -2,12 +2,13 @@
 
 use std::hint::black_box;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use tempfile::TempDir;
 use vmm_sys_util::eventfd::EventFd;
 use vsock_packet::HEADER_LEN;
 
@@ -16,6 +17,7 @@ use crate::driver::{MAX_PAYLOAD, RX_BUFFER};
 use crate::noise::{Noise, Watch};
 use crate::placement::{Placement, Side};
 use crate::ring::SIZE;
+use crate::scenario::Unit;
 use crate::statistics::median;
 use crate::stream::BUF_ALLOC;
 
@@ -31,6 +33,9 @@ pub(crate) enum Limit {
     CopyInMemory,
     /// An AF_UNIX stream between two threads with writes of so many bytes.
     UnixStream(usize),
+    /// AF_UNIX connections that one thread opens and closes, as fast as another accepts them
+    /// and reads their end.
+    UnixConnect,
     /// One byte to another thread and back, over AF_UNIX.
     UnixPingPong,
     /// The same over two eventfds.
@@ -38,13 +43,14 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::CopyInCache,
         Self::CopyToBuffers,
         Self::CopyInMemory,
         Self::UnixStream(64 << 10),
         Self::UnixStream(4 << 10),
         Self::UnixStream(64),
+        Self::UnixConnect,
         Self::UnixPingPong,
         Self::EventfdPingPong,
     ];
@@ -55,14 +61,19 @@ impl Limit {
             Self::CopyToBuffers => "memcpy, 64 KiB blocks to RX buffers".into(),
             Self::CopyInMemory => "memcpy, 1 GiB through memory".into(),
             Self::UnixStream(len) => format!("AF_UNIX stream, writes of {len} bytes"),
+            Self::UnixConnect => "AF_UNIX connections".into(),
             Self::UnixPingPong => "ping-pong over AF_UNIX".into(),
             Self::EventfdPingPong => "ping-pong over eventfds".into(),
         }
     }
 
-    /// Whether it is a time; else it is a rate of bytes.
-    pub(crate) fn is_time(self) -> bool {
-        matches!(self, Self::UnixPingPong | Self::EventfdPingPong)
+    /// What it is a number of.
+    pub(crate) fn unit(self) -> Unit {
+        match self {
+            Self::UnixPingPong | Self::EventfdPingPong => Unit::Seconds,
+            Self::UnixConnect => Unit::Connections,
+            _ => Unit::Rate,
+        }
     }
 
     /// The same as [`Self::measure`], and what else the machine did.
@@ -76,7 +87,7 @@ impl Limit {
         Ok((Some(value), watch.stop(Duration::ZERO)?))
     }
 
-    /// Bytes per second, or seconds of a round trip.
+    /// Bytes or connections per second, or seconds of a round trip.
     pub(crate) fn measure(self, cores: Placement, time: Duration) -> Result<f64> {
         let alone = |copy: fn(Duration) -> f64| cores.on(Side::Device, || Ok(copy(time)));
         match self {
@@ -84,6 +95,7 @@ impl Limit {
             Self::CopyToBuffers => alone(copy_to_buffers),
             Self::CopyInMemory => alone(|_| copy(1 << 30, Duration::ZERO)),
             Self::UnixStream(len) => unix_stream(len, cores, time),
+            Self::UnixConnect => unix_connect(cores, time),
             Self::UnixPingPong => unix_ping_pong(cores, time),
             Self::EventfdPingPong => eventfd_ping_pong(cores, time),
         }
@@ -156,6 +168,33 @@ fn unix_stream(len: usize, cores: Placement, time: Duration) -> Result<f64> {
         sleep(time);
         let rate = (count.now() - before) as f64 / start.elapsed().as_secs_f64();
         stopped.store(true, Ordering::Relaxed);
+        Ok(rate)
+    })
+}
+
+/// Connections from the device's side to the applications', one after the other.
+fn unix_connect(cores: Placement, time: Duration) -> Result<f64> {
+    let directory = TempDir::with_prefix("vsock-")?;
+    let path = directory.path().join("socket");
+    let listener = UnixListener::bind(&path).context("listen")?;
+    thread::scope(|scope| {
+        let server = scope.spawn(|| -> Result<()> {
+            cores.enter(Side::Applications)?;
+            // The last one says something.
+            while listener.accept().context("accept")?.0.read(&mut [0])? == 0 {}
+            Ok(())
+        });
+        let rate = cores.on(Side::Device, || {
+            let (start, mut count) = (Instant::now(), 0_u32);
+            while start.elapsed() < time {
+                drop(UnixStream::connect(&path).context("connect")?);
+                count += 1;
+            }
+            UnixStream::connect(&path)?.write_all(&[1])?;
+            Ok(f64::from(count) / start.elapsed().as_secs_f64())
+        })?;
+        let ended = server.join();
+        ended.map_err(|_| anyhow!("the server has panicked"))??;
         Ok(rate)
     })
 }

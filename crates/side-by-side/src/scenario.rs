@@ -2,7 +2,9 @@
 
 use crate::driver::FITTING;
 use crate::idle::Idle;
-use crate::limits::Limit::{self, CopyInCache, EventfdPingPong, UnixPingPong, UnixStream};
+use crate::limits::Limit::{
+    self, CopyInCache, EventfdPingPong, UnixConnect, UnixPingPong, UnixStream,
+};
 use crate::lookup::Lookup;
 use crate::placement::Placement::{self, Apart, Together};
 use crate::sample::Subject::{self, Beside, Memory};
@@ -170,14 +172,19 @@ fn round_trips(placement: Placement) -> Vec<Scenario> {
 fn connections() -> Vec<Scenario> {
     use Traffic::{Connect, ConnectSiblings};
     let all = [
-        ("guest to host, one", Connect(1), 3.0),
-        ("guest to host, sixteen", Connect(16), 3.0),
-        ("siblings, one", ConnectSiblings(1), 3.0),
-        ("siblings, sixteen", ConnectSiblings(16), 5.0),
+        ("guest to host, one", Connect(1), &[UnixConnect][..], 3.0),
+        ("guest to host, sixteen", Connect(16), &[UnixConnect], 3.0),
+        ("siblings, one", ConnectSiblings(1), &[], 3.0),
+        ("siblings, sixteen", ConnectSiblings(16), &[], 5.0),
     ];
-    let scenario = |(what, traffic, least)| {
+    let scenario = |(what, traffic, limits, least)| {
         let name = format!("connect and close, {what}");
-        Scenario::new(&name, Subject::Traffic(traffic), &[], &[Incumbent(least)])
+        Scenario::new(
+            &name,
+            Subject::Traffic(traffic),
+            limits,
+            &[Incumbent(least)],
+        )
     };
     all.into_iter().map(scenario).collect()
 }

@@ -13,14 +13,9 @@ pub(crate) type Table = Vec<Vec<String>>;
 pub(crate) fn limits(outcome: &Outcome) -> Table {
     let head = ["limit", "median", "spread", "noisy"].map(str::to_owned);
     let rows = outcome.limits.iter().map(|((limit, placement), series)| {
-        let unit = if limit.is_time() {
-            Unit::Seconds
-        } else {
-            Unit::Rate
-        };
         vec![
             format!("{}, {}", limit.name(), placement.name()),
-            amount(series.median(|&value| Some(value)), unit),
+            amount(series.median(|&value| Some(value)), limit.unit()),
             percent(series.spread(|&value| Some(value))),
             noisy(series.disturbed, series.repeated),
         ]

@@ -11,7 +11,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as NetType};
-use rustix::process::getpid;
+use rustix::process::Pid;
 use tracing::{debug, trace};
 use vsock_connection::ConnectionId;
 use vsock_packet::{Header, Op, Payload, RawHeader, SocketType};
@@ -197,7 +197,10 @@ impl Worker {
             debug!(path = %path.display(), %error, "cannot connect");
             Refusal::NotListening
         })?;
-        if !self.reaches_own_process && is_of_this_process(&socket) {
+        if self
+            .shuns
+            .is_some_and(|process| is_listened_at_by(process, &socket))
+        {
             return Err(Refusal::OwnSocket);
         }
         if !self.connections.accept(request, socket) {
@@ -209,8 +212,8 @@ impl Worker {
 }
 
 /// Whether this process listens at the other end. What cannot be told is not trusted.
-fn is_of_this_process(socket: &OwnedFd) -> bool {
-    socket_peercred(socket).map_or(true, |listener| listener.pid == getpid())
+fn is_listened_at_by(process: Pid, socket: &OwnedFd) -> bool {
+    socket_peercred(socket).map_or(true, |listener| listener.pid == process)
 }
 
 /// Connects without waiting. An AF_UNIX connection is there at once or not at all: a

@@ -17,6 +17,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::process::{Pid, getpid};
 use tracing::{debug, info, warn};
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
@@ -60,8 +61,9 @@ pub(crate) struct Worker {
     pub(crate) member: Arc<Member>,
     pub(crate) port: Arc<RxPort>,
     pub(crate) poller: Poller,
-    /// Whether host applications may be in this process.
-    pub(crate) reaches_own_process: bool,
+    /// The process whose sockets are no host applications' to this guest: this one, unless
+    /// it may reach it.
+    pub(crate) shuns: Option<Pid>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) gauges: Arc<Gauges>,
     pub(crate) inbox: Arc<Inbox>,
@@ -174,7 +176,7 @@ impl Worker {
             port,
             door,
             poller,
-            reaches_own_process: config.reaches_own_process,
+            shuns: (!config.reaches_own_process).then(getpid),
             counters,
             gauges: Arc::default(),
             inbox,
