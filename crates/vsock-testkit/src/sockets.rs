@@ -137,6 +137,11 @@ impl Sockets {
         self.streams.iter_mut().for_each(Stream::forget);
     }
 
+    /// Whether something waits to be sent.
+    pub(crate) fn has_outgoing(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
     /// Sends what waits to be sent, as long as `send` has room for it.
     pub(crate) fn flush(&mut self, mut send: impl FnMut(&RawHeader) -> bool) {
         while let Some(outgoing) = self.outgoing.front() {

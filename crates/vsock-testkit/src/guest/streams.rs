@@ -286,6 +286,9 @@ impl<T: Transport> Guest<T> {
     /// Puts packets into the TX ring as long as credit and room allow.
     fn put_data(&mut self, id: StreamId, bytes: &[u8]) -> usize {
         let mut written = 0;
+        if !self.has_said_all() {
+            return 0;
+        }
         while written < bytes.len() && !self.stream(id).is_shut() {
             let credit = self.stream(id).credit() as usize;
             let allowed = if self.behaviour.obeys_credit {
@@ -311,7 +314,8 @@ impl<T: Transport> Guest<T> {
         let packets = bytes.len().div_ceil(max).max(1);
         let first = bytes.len().min(max);
         let lacks_credit = bytes.len() > self.stream(id).credit() as usize;
-        if self.stream(id).is_shut()
+        if !self.has_said_all()
+            || self.stream(id).is_shut()
             || (lacks_credit && self.behaviour.obeys_credit)
             || self.free_tx_descriptors() < packets * self.descriptors_for(first)
         {
@@ -322,6 +326,14 @@ impl<T: Transport> Guest<T> {
             .chunks(max)
             .all(|payload| self.send_data(id, payload, RwFlags::empty()));
         sent && self.send_data(id, last, RwFlags::EOM)
+    }
+
+    /// Says what waits to be said: no payload overtakes a RESPONSE. `false` when the TX ring
+    /// has no room for it.
+    fn has_said_all(&mut self) -> bool {
+        let (rings, layout) = (&mut self.rings, &self.behaviour.layout);
+        self.sockets.flush(|header| rings.send(header, &[], layout));
+        !self.sockets.has_outgoing()
     }
 
     fn free_tx_descriptors(&self) -> usize {
