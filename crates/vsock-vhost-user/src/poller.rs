@@ -180,6 +180,15 @@ impl Poller {
         self.armed
     }
 
+    /// Keeps the timer from coming by itself, for those with a time of their own.
+    pub(crate) fn hold_timer(&self) {
+        let never = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: Timespec::default(),
+        };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &never).unwrap();
+    }
+
     /// Has the timer be over, as if it had come.
     pub(crate) fn disarm(&mut self) {
         self.armed = None;

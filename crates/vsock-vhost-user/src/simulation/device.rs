@@ -128,6 +128,7 @@ impl Device {
             return false;
         };
         self.worker.turn_with(cause, &self.rings);
+        self.worker.poller.hold_timer();
         if let Some(bytes) = self.socket_size {
             self.worker.connections.shrink_sockets(bytes);
         }
