@@ -69,6 +69,7 @@ enum Body<'a> {
 
 /// Runs an input.
 pub(crate) fn run(data: &[u8]) {
+    let _alone = crate::alone();
     let mut steps = Steps::new(data);
     let house = House::new();
     for _ in 0..MAX_STEPS {

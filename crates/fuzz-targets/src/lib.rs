@@ -24,6 +24,8 @@
 )]
 #![allow(clippy::print_stderr, reason = "a trace is for the terminal")]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 mod chain;
 mod connect_line;
 mod connection;
@@ -33,6 +35,12 @@ mod session;
 mod steps;
 mod switch;
 mod table;
+
+/// Held by an input that looks at the threads or the files of the process, or has some.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Something to fuzz.
 #[derive(Clone, Copy, Debug)]

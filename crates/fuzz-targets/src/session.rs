@@ -56,6 +56,7 @@ enum Step {
 
 /// Runs an input.
 pub(crate) fn run(data: &[u8]) {
+    let _alone = crate::alone();
     static HOUSE: OnceLock<Mutex<House>> = OnceLock::new();
     let house = HOUSE.get_or_init(|| Mutex::new(House::new()));
     let mut house = house.lock().unwrap_or_else(PoisonError::into_inner);

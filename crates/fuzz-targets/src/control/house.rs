@@ -190,9 +190,10 @@ impl House {
         let Self { runtime, trial } = self;
         drop(runtime);
         trial.shutdown();
-        let _ = fs::remove_file(text::beside(CONFIG));
         let left: Vec<_> = fs::read_dir(text::directory()).unwrap().collect();
         assert!(left.is_empty(), "{left:?} is left");
+        // A static is never dropped: nothing of it stays but its name.
+        fs::remove_dir_all(text::beside("")).unwrap();
     }
 }
 
