@@ -61,6 +61,8 @@ counters! {
     invalid_headers,
     /// TX chains that hold no whole packet.
     malformed_chains,
+    /// RX buffers without room for a header, or for payload where there was some.
+    useless_buffers,
     /// Connections reset for what the guest did on them.
     violations,
     /// Sessions ended because the guest's VMM made it impossible to go on.

@@ -7,7 +7,7 @@
 //! two ports.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tracing::debug;
 use vhost_user_backend::VringT;
@@ -18,6 +18,7 @@ use vsock_packet::{HEADER_LEN, RawHeader};
 use vsock_router::{Packet, Port, Receiver};
 
 use crate::backend::lock;
+use crate::counters::Counters;
 use crate::memory::{Memory, Piece, SharedMemory};
 use crate::memory_faults;
 use crate::poller::Waker;
@@ -34,6 +35,7 @@ pub(crate) struct RxPort {
     /// The guest is to be notified.
     owed: AtomicBool,
     waker: Waker,
+    counters: Arc<Counters>,
 }
 
 #[derive(Default)]
@@ -49,11 +51,12 @@ struct State {
 
 impl RxPort {
     /// The port of a guest whose worker is woken by `waker`.
-    pub(crate) fn new(waker: Waker) -> Self {
+    pub(crate) fn new(waker: Waker, counters: Arc<Counters>) -> Self {
         Self {
             state: Mutex::default(),
             owed: AtomicBool::new(false),
             waker,
+            counters,
         }
     }
 
@@ -131,6 +134,9 @@ impl RxPort {
             let mut pass = RxPass::begin(begun, &memory, *starved);
             let result = fill(&mut pass);
             *starved = pass.starved;
+            if pass.useless > 0 {
+                self.counters.useless_buffers.add(pass.useless);
+            }
             if pass.ring.is_exhausted() {
                 self.waker.wake();
             }

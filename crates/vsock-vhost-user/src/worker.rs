@@ -163,7 +163,7 @@ impl Worker {
             Arc::clone(switch.recorder()),
             poller.registry(),
         );
-        let port = Arc::new(RxPort::new(poller.waker()));
+        let port = Arc::new(RxPort::new(poller.waker(), Arc::clone(&counters)));
         let groups = Groups::from_iter(config.groups.iter().cloned());
         let receiving: Arc<dyn Port> = Arc::<RxPort>::clone(&port);
         let member = switch.join(config.cid, groups, receiving)?;

@@ -132,6 +132,7 @@ fn counters(values: &CounterValues) -> BTreeMap<String, u64> {
         ("refused_clients", values.refused_clients),
         ("invalid_headers", values.invalid_headers),
         ("malformed_chains", values.malformed_chains),
+        ("useless_buffers", values.useless_buffers),
         ("violations", values.violations + siblings.violations),
         ("timeouts", values.timeouts + siblings.timeouts),
         ("faults", values.faults),

@@ -38,11 +38,12 @@ pub(crate) const WITNESS: u32 = 4;
 pub(crate) const SIBLING: u32 = 5;
 
 /// The counters of what a well-behaved guest with a well-behaved host never does.
-const OFFENCES: [&str; 8] = [
+const OFFENCES: [&str; 9] = [
     "refused_requests",
     "refused_clients",
     "invalid_headers",
     "malformed_chains",
+    "useless_buffers",
     "strangers",
     "violations",
     "timeouts",

@@ -99,9 +99,10 @@ fn all_come_back(queue: usize, shapes: impl Fn(&Memory) -> Vec<Vec<RawDescriptor
     done(guest.reset());
     house.works(&mut guest);
     drop(guest);
-    if queue == queue::TX {
-        house.has_counted(&["malformed_chains"]);
-    }
+    house.has_counted(&[match queue {
+        queue::TX => "malformed_chains",
+        _ => "useless_buffers",
+    }]);
     house.ends_unharmed();
 }
 
