@@ -12,11 +12,10 @@
 //! The same program is the client of that socket (`ctl`), finds mistakes in a
 //! configuration (`check`) and writes completions for shells.
 //!
-//! What an operator wrote becomes [`VmSpec`](spec::VmSpec)s, unchecked; these become
-//! [`Vms`](vms::Vms) only if all is right with all of them, or else a
-//! [`Mistake`]: one line, exit code 2, and nothing was created. The
-//! [`Manager`](manager::Manager) takes the server from the VMs it serves to those it is to
-//! serve, at the start and at each change, until SIGTERM or SIGINT.
+//! What an operator wrote becomes `VmSpec`s, unchecked; these become `Vms` only if all is right
+//! with all of them, or else a `Mistake`: one line, exit code 2, and nothing was created. The
+//! `Manager` takes the server from the VMs it serves to those it is to serve, at the start and at
+//! each change, until SIGTERM or SIGINT.
 //!
 //! As a library it has the program's [`main`], and what [tries out](Trial) an operator's
 //! input without a daemon, for fuzzers.
