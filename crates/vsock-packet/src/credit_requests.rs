@@ -11,7 +11,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 ///
 /// Some drivers tell of their buffer only when asked, so whoever waits asks: once when it
 /// begins to wait, and again by a timer. News that changes nothing does not make it ask
-/// again, so two ends that wait for each other do not keep each other busy.
+/// again, so two ends that wait for each other do not keep each other busy. Who may only
+/// have to wait asks when no news has come for a while.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CreditRequests(State);
 
@@ -20,6 +21,8 @@ enum State {
     /// Nobody waits.
     #[default]
     Idle,
+    /// Somebody may wait, and asks if there are no news until then.
+    Later { until: Instant },
     /// A request is to be sent; the next one comes so long after it.
     Due { wait: Duration },
     /// It was sent; the next one comes then.
@@ -29,11 +32,24 @@ enum State {
 impl CreditRequests {
     /// The sender waits. `true` when a request is to be sent for that.
     pub fn begin(&mut self) -> bool {
-        let begins = self.0 == State::Idle;
+        let begins = matches!(self.0, State::Idle | State::Later { .. });
         if begins {
             self.0 = State::Due { wait: FIRST_WAIT };
         }
         begins
+    }
+
+    /// The sender may have to wait, and has just had news: a request is to be sent when none
+    /// follow for a while.
+    pub fn begin_later(&mut self, now: Instant) {
+        self.0 = State::Later {
+            until: now + FIRST_WAIT,
+        };
+    }
+
+    /// Whether the sender neither waits nor may have to.
+    pub fn is_idle(&self) -> bool {
+        self.0 == State::Idle
     }
 
     /// The request goes out.
@@ -49,7 +65,7 @@ impl CreditRequests {
     /// When [`Self::expire`] is due.
     pub fn deadline(&self) -> Option<Instant> {
         match self.0 {
-            State::Waiting { until, .. } => Some(until),
+            State::Waiting { until, .. } | State::Later { until } => Some(until),
             _ => None,
         }
     }
@@ -64,6 +80,7 @@ impl CreditRequests {
                 };
                 true
             }
+            State::Later { until } if until <= now => self.begin(),
             _ => false,
         }
     }
@@ -97,5 +114,22 @@ mod tests {
         requests.end();
         assert_eq!(requests.deadline(), None);
         assert!(requests.begin());
+    }
+
+    #[test]
+    fn asks_later_unless_news_come_and_at_once_when_it_must_wait() {
+        let now = Instant::now();
+        let after = |millis| now + Duration::from_millis(millis);
+        let mut requests = CreditRequests::default();
+        requests.begin_later(now);
+        assert!(!requests.is_idle());
+        assert!(!requests.expire(after(19)));
+        requests.begin_later(after(19));
+        assert!(!requests.expire(after(38)), "news have come");
+        assert!(requests.expire(after(39)));
+        requests.sent(after(39));
+        assert_eq!(requests.deadline(), Some(after(59)));
+        requests.begin_later(now);
+        assert!(requests.begin(), "it need not be late");
     }
 }

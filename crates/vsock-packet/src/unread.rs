@@ -38,6 +38,16 @@ impl UnreadPackets {
         self.ends.push_back(End::behind(tx_cnt));
     }
 
+    /// Counts a packet that goes on with a message: the guest can't read what it has of it, so
+    /// there need not be [room](Self::room). With it `tx_cnt` bytes were sent in all.
+    pub fn push_on(&mut self, tx_cnt: u32) {
+        if self.ends.len() >= MAX_PACKETS as usize {
+            // More than a message takes in buffers of any use.
+            self.ends.pop_back();
+        }
+        self.push(tx_cnt);
+    }
+
     /// The guest, which has forwarded `fwd_cnt` bytes in all, has read a packet without
     /// payload, if that is the next one. `true` when that makes a difference.
     pub fn read_empty(&mut self, fwd_cnt: u32) -> bool {
@@ -123,6 +133,21 @@ mod tests {
         unread.push(10);
         assert_eq!(unread.room(10), 0);
         assert!(unread.is_half_full(10));
+    }
+
+    #[test]
+    fn packets_of_a_message_count_beyond_the_bound_and_are_not_remembered_without_one() {
+        let mut unread = UnreadPackets::default();
+        for sent in 1..=5000 {
+            unread.push_on(sent);
+        }
+        assert_eq!(unread.ends.len(), 4096);
+        assert!(unread.forwarded(4000));
+        assert_eq!(unread.room(100 << 10), 4);
+        assert!(unread.forwarded(4999));
+        assert_eq!(unread.room(100 << 10), 99);
+        assert!(unread.forwarded(5000));
+        assert_eq!(unread, UnreadPackets::default());
     }
 
     #[test]

@@ -7,13 +7,14 @@ use vsock_packet::{Payload, SocketType};
 
 /// What a chunk costs beside its memory, as it is charged to its sender, in bytes.
 const CHUNK_COST: usize = 64;
-/// The least and the most memory a chunk of a stream has, in bytes.
+/// The least and the most memory a chunk of a stream has, in bytes; the least one of a message
+/// has that is to go on.
 const STREAM_CHUNKS: RangeInclusive<usize> = 1024..=65536;
 
 /// Payload that waits, the oldest first.
 ///
 /// Packets of a stream are joined, so that the many small ones of a sender cost neither
-/// us nor the receiver more than their bytes. Those of a message keep their flags.
+/// us nor the receiver more than their bytes; so are those of one message.
 #[derive(Debug, Default)]
 pub(crate) struct Backlog {
     chunks: VecDeque<Chunk>,
@@ -39,6 +40,11 @@ impl Chunk {
 
     fn is_full(&self) -> bool {
         self.bytes.len() == self.bytes.capacity()
+    }
+
+    /// Whether it is of a message that has more to come.
+    fn goes_on(&self) -> bool {
+        self.flags == 0
     }
 
     fn fill(&mut self, payload: &mut Payload<'_>) {
@@ -86,7 +92,19 @@ impl Backlog {
     }
 
     fn push_message(&mut self, mut payload: Payload<'_>, flags: u32) {
-        let mut chunk = Chunk::with_capacity(payload.len(), flags);
+        if let Some(chunk) = self.chunks.back_mut().filter(|chunk| chunk.goes_on()) {
+            chunk.fill(&mut payload);
+            if payload.is_empty() {
+                chunk.flags = flags;
+                return;
+            }
+        }
+        let least = if flags == 0 {
+            *STREAM_CHUNKS.start()
+        } else {
+            0
+        };
+        let mut chunk = Chunk::with_capacity(payload.len().max(least), flags);
         chunk.fill(&mut payload);
         self.push_chunk(chunk);
     }
@@ -100,6 +118,12 @@ impl Backlog {
     pub(crate) fn front(&self) -> Option<(Payload<'_>, u32)> {
         let chunk = self.chunks.front()?;
         Some((Payload::from_bytes(&chunk.bytes[self.taken..]), chunk.flags))
+    }
+
+    /// Whether nothing will be added to the [front](Self::front) of messages.
+    pub(crate) fn front_is_whole(&self) -> bool {
+        let whole = |chunk: &Chunk| chunk.is_full() || !chunk.goes_on();
+        self.chunks.len() > 1 || self.chunks.front().is_some_and(whole)
     }
 
     /// Drops the [front](Self::front) but for its last `rest` bytes, or all of it when
@@ -148,12 +172,28 @@ mod tests {
     #[test]
     fn keeps_messages_apart_and_their_flags() {
         let mut backlog = Backlog::default();
-        backlog.push(Payload::from_bytes(b"one"), 0, SocketType::Seqpacket);
+        backlog.push(Payload::from_bytes(b"one"), 1, SocketType::Seqpacket);
         backlog.push(Payload::from_bytes(b"two"), 3, SocketType::Seqpacket);
         backlog.push(Payload::EMPTY, 1, SocketType::Seqpacket);
-        let expected = [(b"one".to_vec(), 0), (b"two".to_vec(), 3), (vec![], 1)];
+        let expected = [(b"one".to_vec(), 1), (b"two".to_vec(), 3), (vec![], 1)];
         assert_eq!(take_all(&mut backlog), expected);
         assert!(backlog.is_empty());
+    }
+
+    #[test]
+    fn joins_the_packets_of_a_message() {
+        let mut backlog = Backlog::default();
+        for _ in 0..1500 {
+            backlog.push(Payload::from_bytes(b"x"), 0, SocketType::Seqpacket);
+        }
+        assert!(backlog.front_is_whole());
+        backlog.push(Payload::from_bytes(b"y"), 1, SocketType::Seqpacket);
+        backlog.push(Payload::from_bytes(b"z"), 0, SocketType::Seqpacket);
+        let end = [vec![b'x'; 476], vec![b'y']].concat();
+        let expected = [(vec![b'x'; 1024], 0), (end, 1), (vec![b'z'], 0)];
+        assert_eq!(take_all(&mut backlog), expected);
+        backlog.push(Payload::from_bytes(b"z"), 0, SocketType::Seqpacket);
+        assert!(!backlog.front_is_whole(), "there is more to come");
     }
 
     proptest! {

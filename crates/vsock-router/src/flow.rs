@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitflags::bitflags;
-use vsock_packet::{Header, Op, ShutdownFlags, SocketType, VsockAddr};
+use vsock_packet::{Header, Op, RwFlags, ShutdownFlags, SocketType, VsockAddr};
 
 use crate::account::{Charge, Slot};
 use crate::backlog::Backlog;
@@ -192,7 +192,7 @@ impl Half {
         let ends = Ends::of(request).reversed();
         let mut half = Self::new(ends, request, State::Asking, charge, claim);
         half.rest.answer_deadline = Some(now + ANSWER_TIMEOUT);
-        half.window.update(request);
+        half.window.update(request, now);
         half
     }
 
@@ -206,7 +206,7 @@ impl Half {
             shutdown: ShutdownFlags::empty(),
             pending: Pending::empty(),
             has_backlog: false,
-            window: Window::default(),
+            window: Window::new(request.socket_type),
             rest: Box::new(Rest {
                 answer_deadline: None,
                 backlog: Backlog::default(),
@@ -237,7 +237,7 @@ impl Half {
             self.open();
             self.record().establish();
         }
-        self.window.update(header);
+        self.window.update(header, now);
         if header.op == Op::Shutdown {
             self.note_shutdown(header, now);
         }
@@ -405,7 +405,7 @@ impl Half {
     pub(crate) fn has_something(&self) -> bool {
         let ahead = Pending::all() - Pending::SHUTDOWN - Pending::RST;
         if self.has_backlog {
-            self.pending.intersects(ahead) || self.window.packets() > 0
+            self.pending.intersects(ahead) || self.may_go_on()
         } else {
             !self.pending.is_empty()
         }
@@ -462,7 +462,8 @@ impl Half {
                 && self.put_backlog(receiver) == Put::All;
             let header = self.header(Op::Rw, packet.header.flags);
             let mut packet = Packet::new(header, packet.payload);
-            if !clear || put(&mut packet, &mut self.window, receiver) != Put::All {
+            let may = clear && self.window.packets() > 0;
+            if !may || put(&mut packet, &mut self.window, receiver) != Put::All {
                 self.keep(&packet, limit)?;
             }
         }
@@ -516,7 +517,7 @@ impl Half {
         if self.state == State::Closing && self.window.delivered_bytes() != before {
             self.rest.answer_deadline = Some(now + LINGER);
         }
-        if self.is_waiting() && self.window.wants_news() {
+        if self.is_waiting() && self.window.wants_news(now) {
             self.pending |= Pending::CREDIT_REQUEST;
         }
         match put {
@@ -544,8 +545,18 @@ impl Half {
         }
     }
 
+    /// Whether what waits may be delivered. The receiver can't read a message before it has
+    /// all of it, so one that has begun is not held up, but comes in no small pieces.
+    fn may_go_on(&self) -> bool {
+        let finishes = || self.window.is_within_message() && self.rest.backlog.front_is_whole();
+        self.window.packets() > 0 || finishes()
+    }
+
     fn put_backlog(&mut self, receiver: &mut dyn Receiver) -> Put {
         while self.has_backlog {
+            if !self.may_go_on() {
+                return Put::NoWindow;
+            }
             let mut header = self.header(Op::Rw, 0);
             let Rest {
                 backlog, charge, ..
@@ -631,17 +642,19 @@ enum Put {
 
 /// Puts a packet's payload, in as many packets as the receiver's buffers need.
 fn put(packet: &mut Packet<'_>, window: &mut Window, receiver: &mut dyn Receiver) -> Put {
+    let ends_message = RwFlags::from_bits_retain(packet.header.flags).contains(RwFlags::EOM);
     loop {
-        if window.packets() == 0 {
-            return Put::NoWindow;
-        }
         let before = packet.payload.len();
         if !receiver.put(packet) {
             return Put::NoBuffer;
         }
-        window.delivered(before - packet.payload.len());
-        if packet.payload.is_empty() {
+        let is_all = packet.payload.is_empty();
+        window.delivered(before - packet.payload.len(), is_all && ends_message);
+        if is_all {
             return Put::All;
+        }
+        if window.packets() == 0 && !window.is_within_message() {
+            return Put::NoWindow;
         }
     }
 }

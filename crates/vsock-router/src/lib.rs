@@ -58,8 +58,8 @@
 //!   What was sent before a close arrives before it.
 //! * **Headers.** Rewritten are `len` and EOM/EOR where a packet is split, and a `buf_alloc`
 //!   over 4 MiB, which is told as 4 MiB: it bounds what may have to wait for one
-//!   connection. Consecutive small packets of a stream that had to wait are joined. An end
-//!   that tells of its window too seldom is asked with a CREDIT_REQUEST.
+//!   connection. Consecutive small packets of a stream, or of a message, that had to wait are
+//!   joined. An end that tells of its window too seldom is asked with a CREDIT_REQUEST.
 //! * **Nothing waits.** [`Member::send`] copies straight into the receiver's buffers; what
 //!   finds none is kept, at the sender's charge, and comes out by the receiver's
 //!   [`Member::flush`], the connections that wait in turn. No call waits for a guest, and

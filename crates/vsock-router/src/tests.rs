@@ -772,7 +772,92 @@ fn messages_keep_their_bounds_across_buffers_and_waiting() {
         .into_iter()
         .map(|(header, bytes)| (bytes.len(), header.flags))
         .collect();
-    assert_eq!(received, [(3732, 0), (1268, eom), (4, 0), (6, both)]);
+    assert_eq!(received, [(3732, 0), (1268, eom), (10, both)]);
+}
+
+/// Its sender waits for credit for the whole of the next message, however much there is.
+#[test]
+fn a_receiver_of_messages_that_tells_only_when_asked_is_asked() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, back) = house.connect_type(&one, &other, SocketType::Seqpacket);
+    other.post(1000);
+    one.post(1000);
+    let message = |len: usize| {
+        let flags = RwFlags::EOM.bits();
+        one.send(Header { flags, ..there }, &pattern(len));
+    };
+    let requests = || {
+        let ops = other.ops();
+        ops.iter().filter(|op| **op == Op::CreditRequest).count()
+    };
+    message(20_000);
+    assert_eq!(requests(), 0, "it may tell by itself");
+    let mut now = house.now + Duration::from_millis(20);
+    other.member.handle_timeouts(now);
+    assert_eq!(requests(), 1);
+    let answer = |fwd_cnt| {
+        let op = Op::CreditUpdate;
+        other.send(
+            Header {
+                op,
+                fwd_cnt,
+                ..back
+            },
+            &[],
+        );
+    };
+    answer(0);
+    assert_eq!(requests(), 0, "it has read nothing");
+    for _ in 0..20 {
+        now += Duration::from_secs(2);
+        other.member.handle_timeouts(now);
+        assert_eq!(requests(), 1);
+    }
+    answer(20_000);
+    other.member.handle_timeouts(now + Duration::from_secs(10));
+    assert_eq!(requests(), 0, "nothing is unread");
+    message(40_000);
+    assert_eq!(requests(), 1, "more than half is unread");
+}
+
+/// A receiver can't read a part of a message.
+#[test]
+fn a_message_arrives_in_however_many_packets_it_takes() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, _) = house.connect_type(&one, &other, SocketType::Seqpacket);
+    other.port.queue.lock().unwrap().room = 100;
+    other.post(10_000);
+    let content = pattern(60_000);
+    let (some, rest) = content.split_at(30_000);
+    let flags = RwFlags::EOM.bits();
+    one.send(there, some);
+    one.send(Header { flags, ..there }, rest);
+    one.send(Header { flags, ..there }, b"the next");
+    let mut packets = other.received();
+    packets.retain(|(header, _)| header.op == Op::Rw);
+    assert_eq!(packets.len(), 600);
+    assert_eq!(packets.last().unwrap().0.flags, flags);
+    let bytes: Vec<u8> = packets.into_iter().flat_map(|(_, bytes)| bytes).collect();
+    assert!(bytes == content);
+}
+
+#[test]
+fn a_message_in_tiny_pieces_arrives_in_few_packets() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, _) = house.connect_type(&one, &other, SocketType::Seqpacket);
+    other.post(100_000);
+    let content = pattern(60_000);
+    for byte in &content {
+        one.send(there, &[*byte]);
+    }
+    assert!(other.ops().len() <= 2 * 64);
+    let flags = RwFlags::EOM.bits();
+    one.send(Header { flags, ..there }, b"!");
+    let (last, _) = other.received().pop().unwrap();
+    assert_eq!(last.flags, flags);
 }
 
 #[test]

@@ -3,11 +3,23 @@
 use std::num::Wrapping;
 use std::time::Instant;
 
-use vsock_packet::{CreditRequests, Header, Op, UnreadPackets};
+use vsock_packet::{CreditRequests, Header, Op, SocketType, UnreadPackets};
 
 /// The most a guest may let another send at once, in bytes: a larger `buf_alloc` is told
 /// as this one, so that what may have to wait for a guest is bounded.
 pub(crate) const MAX_WINDOW: u32 = 4 << 20;
+
+/// Where what was delivered ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Boundary {
+    /// Of a stream, anywhere.
+    #[default]
+    None,
+    /// Between two messages.
+    Reached,
+    /// Within a message: the receiver can't read what it has of it.
+    Ahead,
+}
 
 /// The receiver's window, and what went into it.
 #[derive(Debug, Default)]
@@ -30,13 +42,27 @@ pub(crate) struct Window {
     requests: Option<Box<CreditRequests>>,
     /// The receiver was asked for news since it last had read something.
     asked: bool,
+    boundary: Boundary,
     /// Requests that went to it and that it has not answered.
     unanswered: u16,
 }
 
 impl Window {
+    /// The window of a socket of this type, before its receiver has told anything.
+    pub(crate) fn new(socket_type: SocketType) -> Self {
+        let boundary = match socket_type {
+            SocketType::Stream => Boundary::None,
+            SocketType::Seqpacket => Boundary::Reached,
+        };
+        Self {
+            boundary,
+            ..Self::default()
+        }
+    }
+
     /// Takes over what the receiver says in a header.
-    pub(crate) fn update(&mut self, header: &Header) {
+    pub(crate) fn update(&mut self, header: &Header, now: Instant) {
+        let was_full = self.is_full();
         self.buf_alloc = header.buf_alloc.min(MAX_WINDOW);
         let granted = Wrapping(header.fwd_cnt) + Wrapping(self.buf_alloc);
         // Who claims to have read what was never sent gets no more than a window for it.
@@ -57,8 +83,15 @@ impl Window {
             // Linux tells of every message that is read, also of an empty one.
             self.unread.read_empty(header.fwd_cnt);
         }
-        if !self.is_full() {
+        if self.is_full() {
+            return;
+        }
+        if !self.may_be_short() {
             self.requests = None;
+        } else if let Some(requests) = &mut self.requests
+            && (was_read || was_full)
+        {
+            requests.begin_later(now);
         }
     }
 
@@ -77,11 +110,34 @@ impl Window {
         self.sender_buf_alloc
     }
 
+    /// Bytes that were sent and that the receiver has not told to have forwarded.
+    fn in_flight(&self) -> u32 {
+        (self.tx_cnt() - self.fwd_cnt).0
+    }
+
+    /// The most that the sender sends ahead, as it reckons.
+    fn reach(&self) -> u32 {
+        match self.sender_buf_alloc {
+            0 => self.buf_alloc,
+            own => own.min(self.buf_alloc),
+        }
+    }
+
     /// Whether the sender can send nothing, or thinks so.
     fn is_full(&self) -> bool {
-        let in_flight = (self.tx_cnt() - self.fwd_cnt).0;
-        let by_its_own = self.sender_buf_alloc > 0 && in_flight >= self.sender_buf_alloc;
+        let by_its_own = self.sender_buf_alloc > 0 && self.in_flight() >= self.sender_buf_alloc;
         self.credit() == 0 || self.packets() == 0 || by_its_own
+    }
+
+    /// Whether there may be too little for the sender's next message, of which it sends
+    /// nothing before there is enough for all.
+    fn may_be_short(&self) -> bool {
+        self.boundary != Boundary::None && self.in_flight() > 0
+    }
+
+    /// Whether it is less than half of what there could be.
+    fn is_short(&self) -> bool {
+        self.may_be_short() && self.in_flight() > self.reach() / 2
     }
 
     /// Bytes the sender may send.
@@ -114,22 +170,44 @@ impl Window {
         self.delivered.0
     }
 
-    /// Counts a packet that went into the receiver's RX ring.
-    pub(crate) fn delivered(&mut self, len: usize) {
+    /// Whether the receiver has a part of a message only, and can't read it before it has the
+    /// rest.
+    pub(crate) fn is_within_message(&self) -> bool {
+        self.boundary == Boundary::Ahead
+    }
+
+    /// Counts a packet that went into the receiver's RX ring; of messages, whether it `ends`
+    /// one. What goes beyond [`Self::packets`] is of a message that has begun.
+    pub(crate) fn delivered(&mut self, len: usize, ends: bool) {
         self.delivered += u32::try_from(len).unwrap_or(u32::MAX);
         match len {
+            _ if self.is_within_message() => self.unread.push_on(self.delivered.0),
             0 => self.unread.push_empty(self.delivered.0),
             _ => self.unread.push(self.delivered.0),
+        }
+        if self.boundary != Boundary::None {
+            self.boundary = if ends {
+                Boundary::Reached
+            } else {
+                Boundary::Ahead
+            };
         }
     }
 
     /// Whether the receiver is to be asked for news: somebody waits for them, or will
     /// soon, and nobody else asks. Linux never does.
-    pub(crate) fn wants_news(&mut self) -> bool {
+    pub(crate) fn wants_news(&mut self, now: Instant) -> bool {
         if self.is_full() && self.requests.get_or_insert_default().begin() {
             return true;
         }
-        let soon = !self.asked && self.unread.is_half_full(self.buf_alloc);
+        if self.may_be_short() {
+            let requests = self.requests.get_or_insert_default();
+            if requests.is_idle() {
+                requests.begin_later(now);
+            }
+        }
+        let is_due = || self.unread.is_half_full(self.buf_alloc) || self.is_short();
+        let soon = !self.asked && is_due();
         self.asked |= soon;
         soon
     }
@@ -150,14 +228,15 @@ impl Window {
     /// Whether by `now` the receiver is to be asked, having told nothing while somebody
     /// waited.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
-        let asks = self
-            .requests
-            .as_mut()
-            .is_some_and(|requests| requests.expire(now));
-        if asks {
-            // One that tells only when asked cannot tell of empty messages at all: it gets
-            // them, if slowly.
-            self.unread.read_empty(self.fwd_cnt.0);
+        let is_full = self.is_full();
+        let Some(requests) = &mut self.requests else {
+            return false;
+        };
+        let asks = requests.expire(now);
+        // One that tells only when asked cannot tell of empty messages at all: it gets them,
+        // if slowly.
+        if asks && is_full && self.unread.read_empty(self.fwd_cnt.0) {
+            requests.begin_later(now);
         }
         asks
     }
@@ -171,11 +250,12 @@ mod tests {
 
     fn update(window: &mut Window, buf_alloc: u32, fwd_cnt: u32) {
         let end = VsockAddr::new(Cid::new(3), 1);
-        window.update(&Header {
+        let header = Header {
             buf_alloc,
             fwd_cnt,
             ..Header::new(Op::CreditUpdate, end, end)
-        });
+        };
+        window.update(&header, Instant::now());
     }
 
     #[test]
@@ -237,11 +317,11 @@ mod tests {
         window.update_sender(1000);
         update(&mut window, 100_000, 0);
         assert!(window.sent(999));
-        assert!(!window.wants_news());
+        assert!(!window.wants_news(Instant::now()));
         assert!(window.sent(1));
-        assert!(window.wants_news());
+        assert!(window.wants_news(Instant::now()));
         update(&mut window, 100_000, 500);
-        assert!(!window.wants_news());
+        assert!(!window.wants_news(Instant::now()));
     }
 
     #[test]
@@ -250,26 +330,26 @@ mod tests {
         update(&mut window, 8192, 0);
         for _ in 0..4 {
             window.sent(1);
-            window.delivered(1);
+            window.delivered(1, false);
         }
-        assert!(window.wants_news());
+        assert!(window.wants_news(Instant::now()));
         update(&mut window, 8192, 0);
-        assert!(!window.wants_news());
+        assert!(!window.wants_news(Instant::now()));
         update(&mut window, 8192, 1);
         window.sent(1);
-        window.delivered(1);
-        assert!(window.wants_news());
+        window.delivered(1, false);
+        assert!(window.wants_news(Instant::now()));
     }
 
     #[test]
     fn asks_for_news_when_somebody_waits_and_when_half_of_the_packets_are_unread() {
         let mut window = Window::default();
         update(&mut window, 4096, 0);
-        assert!(!window.wants_news());
+        assert!(!window.wants_news(Instant::now()));
         for expected in [false, true, false, true, false] {
             window.sent(1);
-            window.delivered(1);
-            assert_eq!(window.wants_news(), expected);
+            window.delivered(1, false);
+            assert_eq!(window.wants_news(Instant::now()), expected);
         }
     }
 }

@@ -432,8 +432,9 @@ impl World {
         for index in 0..self.guests.len() {
             self.set_paused(index, false);
         }
-        // No further than the time that all is well without.
-        let patience = self.random.pick(&[1, 30]);
+        // No further than the time that all is well without: an empty message may take 20 ms,
+        // where the receiver's buffer is for one packet.
+        let patience = self.random.pick(&[3, 30]);
         self.tell(|| format!("all finish, within {patience} s"));
         self.settle(Duration::from_secs(patience));
         self.check_finished();
