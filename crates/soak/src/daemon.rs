@@ -48,6 +48,8 @@ impl Daemon {
             .arg(directory.join("control"))
             .env("VSOCK_MISHAPS", seed.to_string())
             .env("RUST_LOG", "info")
+            // What is kept for each thread that ever was would hide what leaks.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(output)

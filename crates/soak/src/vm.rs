@@ -238,24 +238,26 @@ fn setup(random: &mut Random) -> Setup {
         (vec![44, 8192], feature::LINUX),
         (vec![556], feature::LINUX & !feature::INDIRECT_DESC),
     ]);
-    // Drivers that have small buffers, or tell of them only when asked, know streams only.
-    let updates_unasked = !random.one_in(5);
-    let features = match updates_unasked && pieces.iter().sum::<usize>() > 1024 {
-        true => features,
-        false => features & !Features::SEQPACKET.bits(),
+    // Not every driver knows of messages.
+    let features = match random.one_in(5) {
+        true => features & !Features::SEQPACKET.bits(),
+        false => features,
     };
     let layout = if features & feature::INDIRECT_DESC == 0 {
         Layout::linux()
     } else {
         layout
     };
+    let room = pieces.iter().sum::<usize>();
     let rx = RxBuffers {
         refill: random.pick(&[Refill::BelowHalf, Refill::Always]),
         ..RxBuffers::of(pieces)
     };
     let behaviour = Behaviour {
+        // Who counts packets has larger buffers.
+        cost_of_a_packet: if room > 1024 { 576 } else { 0 },
         buf_alloc: random.pick(&[128 << 10, 256 << 10, 1 << 20]),
-        updates_unasked,
+        updates_unasked: !random.one_in(5),
         max_packet,
         layout,
         ..Behaviour::linux()
