@@ -155,6 +155,7 @@ fn killed(bench: &mut Bench) -> Result<String> {
 /// From before the guest is there, the host dials in a tight loop: it is refused at once
 /// each time, and connected once the guest's program listens.
 fn redial(bench: &mut Bench) -> Result<String> {
+    const MOST: Duration = Duration::from_secs(3);
     let mut lab = bench.take().context(NO_LAB)?;
     let (port, uds) = (lab.port(), lab.uds().to_owned());
     let site = lab.kill_guest()?;
@@ -169,11 +170,13 @@ fn redial(bench: &mut Bench) -> Result<String> {
     let Redialled {
         socket,
         refusals,
+        late,
         slowest,
     } = redialled;
+    // Hundreds of them in the time of a boot: the machine may pause during one.
     ensure!(
-        slowest < END_DEADLINE,
-        "one of {refusals} refusals took {slowest:?}"
+        100 * late <= refusals && slowest < MOST,
+        "{late} of {refusals} refusals were late, one took {slowest:?}"
     );
     let exchange = Step::Exchange(Send::new(1000, 1), Receive::new(1000, 1));
     host_does(&socket, &[exchange]).context("host")?;
@@ -186,23 +189,28 @@ fn redial(bench: &mut Bench) -> Result<String> {
 struct Redialled {
     socket: Socket,
     refusals: usize,
+    /// Those of them that took longer than [`END_DEADLINE`].
+    late: usize,
     slowest: Duration,
 }
 
 fn dial_on_and_on(uds: &Path, port: u32) -> Result<Redialled> {
-    let (mut refusals, mut slowest) = (0, Duration::ZERO);
+    let (mut refusals, mut late, mut slowest) = (0, 0, Duration::ZERO);
     let dialled = wait::until("the guest to accept", 2 * BOOT_DEADLINE, || {
         let start = Instant::now();
         let dialled = hybrid::dial(uds, port)?;
         if dialled.is_none() {
             refusals += 1;
-            slowest = slowest.max(start.elapsed());
+            let took = start.elapsed();
+            late += usize::from(took > END_DEADLINE);
+            slowest = slowest.max(took);
         }
         Ok(dialled)
     })?;
     Ok(Redialled {
         socket: dialled.connection.socket,
         refusals,
+        late,
         slowest,
     })
 }
