@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as NetType};
 use rustix::process::Pid;
 use tracing::{debug, trace};
@@ -19,6 +18,7 @@ use vsock_router::{HostEndpoint, Packet, Refusal, Request, Route};
 
 use crate::memory::Piece;
 use crate::mishaps::{self, Call};
+use crate::socket_io::peer_process;
 use crate::worker::Worker;
 
 /// Packets of one destination that have not been handed on.
@@ -211,9 +211,10 @@ impl Worker {
     }
 }
 
-/// Whether this process listens at the other end. What cannot be told is not trusted.
+/// Whether this process listens at the other end. What cannot be told is not trusted; one of
+/// no number here lives in another namespace, and is another.
 fn is_listened_at_by(process: Pid, socket: &OwnedFd) -> bool {
-    socket_peercred(socket).map_or(true, |listener| listener.pid == process)
+    peer_process(socket.as_fd()).map_or(true, |listener| listener == process.as_raw_nonzero().get())
 }
 
 /// Connects without waiting. An AF_UNIX connection is there at once or not at all: a
@@ -224,4 +225,54 @@ fn connect(path: &Path) -> Result<OwnedFd, Errno> {
     mishaps::instead_of(Call::Connect, socket.as_fd())?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    use rustix::process::getpid;
+
+    use super::*;
+
+    /// Tells the test below, where it is run again, what to connect to.
+    const ELSEWHERE: &str = "VSOCK_TEST_LISTENER_ELSEWHERE";
+
+    /// As applications outside of a container are to a daemon inside.
+    #[test]
+    fn tells_its_own_listeners_from_those_of_other_namespaces() {
+        if let Some(path) = env::var_os(ELSEWHERE) {
+            let socket = connect(Path::new(&path)).unwrap();
+            assert!(!is_listened_at_by(getpid(), &socket));
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _listener = UnixListener::bind(&path).unwrap();
+        assert!(is_listened_at_by(getpid(), &connect(&path).unwrap()));
+
+        let apart = |command: &str| {
+            let mut apart = Command::new("unshare");
+            apart.args(["--user", "--pid", "--fork", command]);
+            apart
+        };
+        if !apart("true").status().is_ok_and(|status| status.success()) {
+            println!("not tried: this system has no namespaces for us");
+            return;
+        }
+        let this = concat!(
+            module_path!(),
+            "::tells_its_own_listeners_from_those_of_other_namespaces"
+        );
+        let (_, this) = this.split_once("::").unwrap();
+        let again = apart(env::current_exe().unwrap().to_str().unwrap())
+            .args(["--exact", this])
+            .env(ELSEWHERE, &path)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&again.stdout);
+        assert!(told.contains("1 passed"), "{told}");
+    }
 }

@@ -134,6 +134,35 @@ pub(crate) fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
+/// The number of the process at the other end, which may listen there: 0 if it has none where
+/// this one lives, as one outside of a container has none inside.
+///
+/// # Errors
+///
+/// Those of `getsockopt(2)`: on a UNIX socket that is connected, none.
+pub(crate) fn peer_process(socket: BorrowedFd<'_>) -> io::Result<libc::pid_t> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: SO_PEERCRED writes at most `len` bytes, to a place for them, which may be any.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(peer.pid)
+}
+
 /// Closes a descriptor that its owner gave away as a number.
 ///
 /// # Safety
