@@ -61,9 +61,11 @@ fn is_of_config(vm: &Vm) -> bool {
     matches!(vm.origin, Origin::File(_))
 }
 
-/// The steps from one set to the other. What is added and needs nothing of what goes comes
-/// first, so that a shortage is found before anything was taken from anybody.
+/// The steps from one set to the other. What is added and needs nothing of what goes, neither a
+/// place nor that there is one VM less, comes first, so that a shortage is found before anything
+/// was taken from anybody.
 pub(crate) fn steps(now: &Vms, wanted: &Vms) -> Vec<Step> {
+    let room = now.most().saturating_sub(now.iter().count());
     let (mut first, mut removals, mut last, mut changes) = (vec![], vec![], vec![], vec![]);
     for vm in wanted.iter() {
         match now.get(vm.cid) {
@@ -75,7 +77,7 @@ pub(crate) fn steps(now: &Vms, wanted: &Vms) -> Vec<Step> {
                     });
                 }
             }
-            None if !vm.claims.iter().any(|claim| now.has(&claim.place)) => {
+            None if first.len() < room && !vm.claims.iter().any(|claim| now.has(&claim.place)) => {
                 first.push(Step::Add(vm.clone()));
             }
             _ => last.push(Step::Add(vm.clone())),
@@ -161,6 +163,17 @@ mod tests {
         assert_eq!(describe(&steps), ["+8", "-5", "-6", "+5", "+7", "~4"]);
         let back: Vec<_> = steps.into_iter().rev().map(Step::inverse).collect();
         assert_eq!(describe(&back), ["~4", "-7", "-5", "+6", "+5", "-8"]);
+    }
+
+    #[test]
+    fn never_has_more_vms_than_there_may_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = |cid, socket: &str| spec(dir.path(), cid, socket, &[], true);
+        let now = set(vec![vm(3, "a"), vm(4, "b")]).at_most(3);
+        let next = vec![vm(5, "c"), vm(6, "d"), vm(7, "e")];
+        let wanted = wanted(&now, next).unwrap();
+        let steps = steps(&now, &wanted);
+        assert_eq!(describe(&steps), ["+5", "-3", "-4", "+6", "+7"]);
     }
 
     #[test]
