@@ -69,7 +69,8 @@ pub struct GuestConfig {
 impl GuestConfig {
     /// The default `busy_poll`.
     pub const DEFAULT_BUSY_POLL: Duration = Duration::from_micros(50);
-    /// The longest `busy_poll`. Meanwhile the VMM's requests wait.
+    /// The longest `busy_poll`; a longer one is taken for this. The VMM's requests may wait
+    /// for some dozens of looks, each of which found something.
     pub const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
     /// The default and the largest `queue_size`.
     pub const MAX_QUEUE_SIZE: u16 = 1024;

@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::config::GuestConfig;
+
 /// Pauses that are measured to know one way.
 const TRIAL: u32 = 16;
 
@@ -46,10 +48,11 @@ enum Stage {
 }
 
 impl Patience {
-    /// Looks for `time` at most; not at all when that is zero.
+    /// Looks for `time` at most; not at all when that is zero, and never for longer than
+    /// anybody [may](GuestConfig::MAX_BUSY_POLL).
     pub(crate) fn new(time: Duration) -> Self {
         Self {
-            time,
+            time: time.min(GuestConfig::MAX_BUSY_POLL),
             stage: Stage::TrySleeping,
             left: TRIAL,
             paused: Duration::ZERO,
@@ -225,6 +228,14 @@ mod tests {
             scene.now = now;
         }
         assert!(!scene.patience.looks());
+    }
+
+    #[test]
+    fn never_looks_for_longer_than_anybody_may() {
+        let mut scene = Scene::new(Duration::MAX);
+        let longest = GuestConfig::MAX_BUSY_POLL;
+        assert_eq!(scene.patience.idles(scene.now), scene.now + longest);
+        scene.pause(1_000, 60, 15);
     }
 
     #[test]
