@@ -66,6 +66,10 @@ impl Worker {
         let (vring, memory) = self.tx_ring()?;
         let memory = memory.memory();
         let mut ring = vring.get_mut();
+        if !ring.is_enabled() || vring.fault().get().is_some() {
+            // Nothing would be taken from it, however often it is found ready.
+            return None;
+        }
         memory_faults::within(&memory, vring.fault(), || {
             let mut tx = RingPass::begin(ring.get_queue_mut(), &memory)?;
             loop {
