@@ -3,8 +3,8 @@
 //! [`RxPort`] is the one thing of a guest's session that other threads get hold of, through
 //! the switch. Whoever has a packet for the guest locks it for one [pass](RxPort::with),
 //! takes buffers, fills them and lets go; used entries are published once a pass, and the
-//! guest is notified once, when nothing is locked that its answer needs. The order of locks is member, port, ring; nobody holds
-//! two ports.
+//! guest is notified once, when nothing is locked that its answer needs. The order of locks is
+//! member, port, ring; nobody holds two ports.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -108,8 +108,8 @@ impl Default for Server {
 }
 
 impl Server {
-    /// The guests there may be at once, unless somebody chose another number: each takes
-    /// two threads or more, and a dozen descriptors.
+    /// The guests there may be at once, unless somebody chose another number: each takes a
+    /// thread, three while its VMM is connected, and about a dozen descriptors.
     pub const DEFAULT_MAX_GUESTS: usize = 1024;
 
     /// A server without guests.
