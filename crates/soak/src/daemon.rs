@@ -28,6 +28,7 @@ pub(crate) struct Daemon {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Usage {
     pub(crate) descriptors: usize,
+    /// But for those that do what the control socket asks for, which stay for a while.
     pub(crate) threads: usize,
     /// Memory of its own, in KiB.
     pub(crate) memory: u64,
@@ -105,16 +106,20 @@ impl Daemon {
 
     pub(crate) fn usage(&self) -> Result<Usage> {
         let pid = self.child.id();
-        let count =
-            |what| -> Result<usize> { Ok(fs::read_dir(format!("/proc/{pid}/{what}"))?.count()) };
+        let list = |what| fs::read_dir(format!("/proc/{pid}/{what}"));
+        let is_helper = |task: &std::io::Result<fs::DirEntry>| {
+            let name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm"));
+            let name = task.as_ref().ok().and_then(|task| name(task).ok());
+            name.is_some_and(|name| name.starts_with("control-job"))
+        };
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let memory = status
             .lines()
             .find_map(|line| line.strip_prefix("RssAnon:"));
         let memory = memory.context("no RssAnon in the daemon's status")?;
         Ok(Usage {
-            descriptors: count("fd")?,
-            threads: count("task")?,
+            descriptors: list("fd")?.count(),
+            threads: list("task")?.filter(|task| !is_helper(task)).count(),
             memory: memory.trim().trim_end_matches(" kB").parse()?,
         })
     }

@@ -112,7 +112,8 @@ impl World {
                 && self.random.one_in(10)
             {
                 connection.disturb("it was killed");
-                orders.push(Order::Kill { from, to });
+                let ordered = Instant::now();
+                orders.push(Order::Kill { from, to, ordered });
             }
         }
         for order in orders {

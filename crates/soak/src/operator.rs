@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -24,8 +24,13 @@ pub(crate) enum Order {
         body: Value,
         allowed: &'static [u16],
     },
-    /// The connection between these ends is to be reset, if it is still there.
-    Kill { from: VsockAddr, to: VsockAddr },
+    /// The connection between these ends is to be reset, if it is still there. One that is
+    /// younger than the order has the ports of another guest, or of another life of it.
+    Kill {
+        from: VsockAddr,
+        to: VsockAddr,
+        ordered: Instant,
+    },
 }
 
 /// Whoever asks at the control socket.
@@ -79,12 +84,17 @@ fn perform(control: &Path, order: &Order) -> Result<Value> {
             body,
             allowed,
         } => ask(control, method, path, body, allowed),
-        Order::Kill { from, to } => {
+        Order::Kill { from, to, ordered } => {
+            let is_meant = |one: &Value| {
+                let age = one["age_seconds"].as_f64().unwrap_or_default();
+                age >= ordered.elapsed().as_secs_f64()
+            };
             let list = ask(control, "GET", "/connections", &Value::Null, &[200])?;
             let end =
                 |end: &VsockAddr| json!({"cid": u64::from(end.cid), "port": end.port.value()});
             let found = list["connections"].as_array().into_iter().flatten();
-            let mut found = found.filter(|one| one["from"] == end(from) && one["to"] == end(to));
+            let mut found = found
+                .filter(|one| one["from"] == end(from) && one["to"] == end(to) && is_meant(one));
             match found
                 .next()
                 .and_then(|connection| connection["id"].as_u64())

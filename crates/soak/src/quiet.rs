@@ -11,8 +11,6 @@ use crate::world::{PATIENCE, World};
 const SETTLING: Duration = Duration::from_secs(30);
 /// After so long it is told what is still going on.
 const SLOW: Duration = Duration::from_secs(8);
-/// Threads that do what the control socket asks for stay for a while.
-const HELPERS: usize = 2;
 /// How long it is watched doing nothing, and what of that it may run.
 const WATCHED: Duration = Duration::from_millis(200);
 const MAY_RUN: Duration = Duration::from_millis(20);
@@ -26,7 +24,8 @@ const UNEXPLAINED: u64 = 12;
 impl World {
     /// Lets all that is open come to its end, and looks for what is left.
     pub(crate) fn come_to_rest(&mut self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE + SETTLING;
+        let start = Instant::now() - self.stood_still;
+        let deadline = |world: &Self| start + world.stood_still + PATIENCE + SETTLING;
         let mut told_at = Some(Instant::now() + SLOW);
         while !self.is_quiet() {
             self.turn(false)?;
@@ -35,7 +34,7 @@ impl World {
                 println!("it takes long to come to rest: {}", self.unrest());
             }
             ensure!(
-                Instant::now() < deadline,
+                Instant::now() < deadline(self),
                 "it does not come to rest: {}",
                 self.unrest()
             );
@@ -43,7 +42,7 @@ impl World {
         let usage = loop {
             match self.what_is_left() {
                 Ok(usage) => break usage,
-                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(error) if Instant::now() > deadline(self) => return Err(error),
                 Err(_) => {
                     for _ in 0..20 {
                         self.turn(false)?;
@@ -68,7 +67,7 @@ impl World {
         let usage = self.daemon.usage()?;
         if let Some(first) = self.tally.quiet.first() {
             ensure!(
-                usage.descriptors == first.descriptors && usage.threads <= first.threads + HELPERS,
+                usage.descriptors == first.descriptors && usage.threads <= first.threads,
                 "the daemon had {first:?}, and has {usage:?} now: {:?}",
                 self.daemon.descriptors()
             );

@@ -34,6 +34,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// for an answer may have given up.
 const LATE: Duration = Duration::from_millis(500);
 
+/// The daemon gives up nobody who is connected sooner than this.
+const DAEMONS_PATIENCE: Duration = Duration::from_secs(4);
+
 /// The daemon's process is looked at so often.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -62,6 +65,8 @@ pub(crate) struct World {
     /// Until then a refusal has a reason.
     pub(crate) refusals_until: Instant,
     last_turn: Instant,
+    /// The time in all in which nothing could be done.
+    pub(crate) stood_still: Duration,
     next_look: Instant,
 }
 
@@ -93,6 +98,7 @@ impl World {
             tally: Tally::new(),
             refusals_until: now,
             last_turn: now,
+            stood_still: Duration::ZERO,
             next_look: now,
         };
         for index in 0..world.vms.len() {
@@ -108,8 +114,9 @@ impl World {
     /// opened, up to a number.
     pub(crate) fn turn(&mut self, opens: bool) -> Result<()> {
         let now = Instant::now();
-        if now.duration_since(self.last_turn) > LATE {
-            self.refusals_until = now + PATIENCE;
+        let late = now.duration_since(self.last_turn);
+        if late > LATE {
+            self.forgive(late, now);
         }
         self.last_turn = now;
         if now >= self.next_look {
@@ -132,6 +139,22 @@ impl World {
             sleep(Duration::from_micros(300));
         }
         Ok(())
+    }
+
+    /// Nothing could be done for so long. What hung then may not hang any more, and whoever
+    /// waited for an answer may have been told that there is none.
+    fn forgive(&mut self, late: Duration, now: Instant) {
+        self.refusals_until = now + PATIENCE;
+        self.stood_still += late;
+        for connection in self.connections.values_mut() {
+            connection.touched += late;
+            if late > DAEMONS_PATIENCE {
+                connection.disturb("the machine stood still");
+            }
+        }
+        for stranger in &mut self.strangers {
+            stranger.since += late;
+        }
     }
 
     /// VMs and servers go on when it is time.

@@ -1,7 +1,7 @@
 //! Every check of the project, one after the other, up to the first that fails.
 
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -11,7 +11,13 @@ use crate::kernel::Series;
 use crate::process::{CARGO_DEADLINE, run};
 use crate::progress::elapsed;
 use crate::project;
+use crate::soak;
 use crate::suite;
+
+/// How long simulated guests talk, and what decides what they do: others' changes are not to
+/// fail for what is chosen anew each time.
+const SOAK: Duration = Duration::from_secs(60);
+const SEED: u64 = 11;
 
 /// What to check.
 pub(crate) struct Selection {
@@ -42,6 +48,13 @@ pub(crate) fn run_all(selection: &Selection) -> Result<()> {
         for (name, arguments) in CARGO_TESTS {
             steps.step(name, || run(&mut cargo(arguments), CARGO_DEADLINE))?;
         }
+        steps.step("nothing is lost while things go wrong", || {
+            soak::run_all(&soak::Plan {
+                time: SOAK,
+                seed: Some(SEED),
+                real_guests: None,
+            })
+        })?;
         steps.step("the speed is about what it was", bench::guard)?;
     }
     if !selection.kernels.is_empty() {
