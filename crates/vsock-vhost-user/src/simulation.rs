@@ -63,7 +63,8 @@ fn every_seed_ends_well() {
     for seed in 0..count {
         let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| run(seed, false))) else {
             panic!(
-                "seed {seed} fails; to replay it: {SEED}={seed} cargo test -p vsock-vhost-user --lib simulation -- --nocapture"
+                "seed {seed} fails; to replay it: {SEED}={seed} cargo test -p vsock-vhost-user \
+                 --lib simulation -- --nocapture"
             );
         };
         all.talks += outcome.talks;

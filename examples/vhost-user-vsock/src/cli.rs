@@ -49,9 +49,10 @@ struct Options {
     command: Option<Command>,
 
     /// One VM, of several: guest-cid=CID,socket=PATH,uds-path=PATH, and as needed
-    /// socket-mode=MODE, socket-owner=USER:GROUP, groups=NAME+NAME, host-cids=CID+CID, queue-size=N, tx-buffer-size=BYTES,
-    /// max-connections=N, max-backlog=BYTES, max-buffered=BYTES, max-handshakes=N,
-    /// max-bytes-per-second=BYTES, max-requests-per-second=N
+    /// socket-mode=MODE, socket-owner=USER:GROUP, groups=NAME+NAME, host-cids=CID+CID,
+    /// queue-size=N, tx-buffer-size=BYTES, max-connections=N, max-backlog=BYTES,
+    /// max-buffered=BYTES, max-handshakes=N, max-bytes-per-second=BYTES,
+    /// max-requests-per-second=N
     #[arg(long, value_name = "KEY=VALUE,...")]
     vm: Vec<String>,
 

@@ -138,9 +138,9 @@ impl Vm {
         };
         format!(
             "serving CID {}: socket {socket}, uds-path {}, socket-mode {:04o}, \
-             socket-owner {}, groups {}, host-cids {}, queue-size {}, tx-buffer-size {}, max-connections {}, max-backlog {}, \
-             max-buffered {}, max-handshakes {}, max-bytes-per-second {}, \
-             max-requests-per-second {}",
+             socket-owner {}, groups {}, host-cids {}, queue-size {}, tx-buffer-size {}, \
+             max-connections {}, max-backlog {}, max-buffered {}, max-handshakes {}, \
+             max-bytes-per-second {}, max-requests-per-second {}",
             self.cid,
             self.uds_path.display(),
             self.access.mode,

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use crate::mistake::Mistake;
 use crate::spec::{Origin, Settings, VmSpec, split_groups};
 
-const KEYS: &str = "guest-cid, socket, uds-path, socket-mode, socket-owner, groups, host-cids, queue-size, tx-buffer-size, \
-                    max-connections, max-backlog, max-buffered, max-handshakes, \
-                    max-bytes-per-second, max-requests-per-second";
+const KEYS: &str = "guest-cid, socket, uds-path, socket-mode, socket-owner, groups, host-cids, \
+                    queue-size, tx-buffer-size, max-connections, max-backlog, max-buffered, \
+                    max-handshakes, max-bytes-per-second, max-requests-per-second";
 
 /// Reads the text of one `--vm`.
 ///
@@ -77,8 +77,8 @@ mod tests {
     fn reads_every_key() {
         let spec = parse(
             "guest-cid=3,socket=/run/3.sock,uds-path=/run/3.vsock,\
-             socket-mode=0660,socket-owner=vm:kvm,groups=a+b,host-cids=4+5,queue-size=256,tx-buffer-size=65536,max-connections=10,\
-             max-backlog=1048576,max-buffered=2097152,max-handshakes=5,\
+             socket-mode=0660,socket-owner=vm:kvm,groups=a+b,host-cids=4+5,queue-size=256,\
+             tx-buffer-size=65536,max-connections=10,max-backlog=1048576,max-buffered=2097152,max-handshakes=5,\
              max-bytes-per-second=65536,max-requests-per-second=7",
         )
         .unwrap();
