@@ -114,3 +114,55 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use vm_memory::{GuestAddress, GuestMemoryAtomic};
+    use vsock_packet::GuestCid;
+    use vsock_router::{Routers, Switch};
+
+    use super::*;
+    use crate::config::GuestConfig;
+    use crate::cores::Cores;
+    use crate::events::Hub;
+    use crate::fault::Fault;
+    use crate::memory::Memory;
+    use crate::stop::Stop;
+    use crate::unix_socket::{SocketAccess, listen};
+
+    #[test]
+    fn does_not_touch_the_rings_of_a_session_that_is_ending() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let (listener, _place) = listen(&path, SocketAccess::default()).unwrap();
+        let config = GuestConfig::new(GuestCid::new(3).unwrap(), "", &path);
+        let (router, switch) = (Arc::new(Routers::default()), Switch::default());
+        let (hub, cores) = (Arc::new(Hub::default()), Cores::default());
+        let worker = Worker::new(&config, listener, router, &switch, &hub, &cores);
+        let mut worker = worker.unwrap();
+        let memory = Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+        let memory = GuestMemoryAtomic::new(memory);
+        let rings = [(); 2].map(|()| Vring::new(memory.clone(), 128).unwrap());
+        worker.begin_session(memory, Arc::new(Stop::new().unwrap()));
+        worker.turns_with(Cause::Tx, &rings);
+
+        // A panic in the middle of a pass, by a worker that looks.
+        let panics = AssertUnwindSafe(|| {
+            let _ring = rings[1].get_mut();
+            panic!("made up");
+        });
+        assert!(catch_unwind(panics).is_err());
+        while !worker.patience.looks() {
+            let now = Instant::now();
+            worker.patience.idles(now);
+            worker.patience.wakes(now + Duration::from_micros(1));
+        }
+        worker.looks_for_tx = true;
+        worker.condemn(Fault::Panic);
+        worker.turns_with(Cause::Host, &rings);
+    }
+}

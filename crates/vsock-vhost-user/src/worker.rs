@@ -308,9 +308,10 @@ impl Worker {
         }
     }
 
-    /// The TX ring and the memory it lies in.
+    /// The TX ring and the memory it lies in, unless the session is ending: then what has it
+    /// ended may have left them in any state.
     pub(crate) fn tx_ring(&self) -> Option<(Vring, SharedMemory)> {
-        let session = self.session.as_ref()?;
+        let session = self.session.as_ref().filter(|it| !it.is_condemned)?;
         Some((session.rings.as_ref()?[TX].clone(), session.memory.clone()))
     }
 
