@@ -30,6 +30,9 @@ pub(crate) struct Flow {
 /// Two cache lines: all that a packet needs of it.
 const _: () = assert!(size_of::<Flow>() <= 128);
 
+/// Memory for so many is kept when the last one goes; for more it is given back then.
+const KEPT: usize = 1024;
+
 /// The halves that lead to a member.
 #[derive(Default)]
 pub(crate) struct Halves {
@@ -95,6 +98,83 @@ impl Halves {
         let is_meant = |place: &u32| self.places[*place as usize].half.ends() == ends;
         let found = self.index.find_entry(self.hasher.hash_one(ends), is_meant);
         let (place, _) = found.ok()?.remove();
-        Some(self.places.remove(place as usize))
+        let flow = self.places.remove(place as usize);
+        if self.places.is_empty() && self.places.capacity() > KEPT {
+            self.index = HashTable::new();
+            self.places = Slab::new();
+        }
+        Some(flow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use vsock_packet::{Cid, Header, Op, SocketType, VsockAddr};
+
+    use super::*;
+    use crate::account::{Slot, Waiting};
+    use crate::flow::Claim;
+    use crate::port::{Port, Receiver};
+    use crate::record::{ConnectionKind, Recorder};
+    use crate::switch::Switch;
+    use crate::sync::atomic::AtomicUsize;
+
+    /// Receives nothing.
+    struct Nowhere;
+
+    impl Port for Nowhere {
+        fn is_up(&self) -> bool {
+            false
+        }
+
+        fn pass(&self, _: &mut dyn FnMut(&mut dyn Receiver)) {}
+
+        fn wake(&self) {}
+    }
+
+    /// The way of a request from this port.
+    fn flow(port: u32, peer: &Arc<Member>) -> Flow {
+        let [from, to] = [3, 4].map(|cid| VsockAddr::new(Cid::new(cid), port));
+        let (kind, stream) = (ConnectionKind::Sibling, SocketType::Stream);
+        let record = Arc::new(Recorder::default()).record(kind, from, to, stream, Instant::now());
+        let claim = Claim {
+            _slot: Slot::take(&Arc::default(), 1).unwrap(),
+            record,
+        };
+        let charge = Waiting::default().of(Cid::new(3), &Arc::<AtomicUsize>::default());
+        let request = Header::new(Op::Request, from, to);
+        Flow {
+            half: Half::asked(&request, charge, Arc::new(claim)),
+            peer: Arc::clone(peer),
+        }
+    }
+
+    #[test]
+    fn finds_each_and_keeps_no_memory_for_many_that_are_gone() {
+        let peer = Switch::default().service(Cid::new(3), Arc::new(Nowhere));
+        let mut halves = Halves::default();
+        let many = 2 * KEPT as u32;
+        let mut all_ends = Vec::new();
+        for port in 0..many {
+            let flow = flow(port, &peer);
+            all_ends.push(flow.half.ends());
+            assert!(halves.insert(flow));
+        }
+        assert!(!halves.insert(flow(5, &peer)), "it is there already");
+        // Here and there, so that places are free in between.
+        let mut at = 0;
+        while !all_ends.is_empty() {
+            at = (at + 7) % all_ends.len();
+            let ends = all_ends.swap_remove(at);
+            assert_eq!(halves.remove(ends).map(|flow| flow.half.ends()), Some(ends));
+            assert!(halves.get(ends).is_none());
+            let left = all_ends.last().copied();
+            let found = left.and_then(|ends| Some(halves.get(ends)?.half.ends()));
+            assert_eq!((found, halves.len()), (left, all_ends.len()));
+        }
+        assert_eq!((halves.places.capacity(), halves.index.capacity()), (0, 0));
+        assert!(halves.insert(flow(5, &peer)));
     }
 }
