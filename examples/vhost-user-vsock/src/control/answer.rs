@@ -5,6 +5,8 @@ use hyper::body::Bytes;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
+use tokio::task::JoinError;
+use tracing::error;
 
 use super::stream::Stream;
 use crate::manager::Failure;
@@ -72,6 +74,17 @@ impl Answer {
             content_type: "application/x-ndjson",
             allowed: None,
         }
+    }
+
+    /// The answer to a request that nothing came of but a panic.
+    pub(super) fn failure(error: &JoinError) -> Self {
+        error!(%error, "a request has failed");
+        Self::refusal(&Refusal::new(
+            500,
+            "internal",
+            "the daemon has failed; its log says where",
+            "report it",
+        ))
     }
 
     pub(super) fn refusal(refusal: &Refusal) -> Self {

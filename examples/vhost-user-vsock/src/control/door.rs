@@ -129,10 +129,14 @@ async fn answer(
     performer: Performer,
     is_allowed: bool,
 ) -> Result<Response<Body>, Infallible> {
-    let answer = match call(request, is_allowed).await {
-        Ok(call) => performer.perform(call).await,
-        Err(refusal) => Answer::refusal(&refusal),
-    };
+    // By itself: who leaves after the request has not undone it.
+    let answer = tokio::spawn(async move {
+        match call(request, is_allowed).await {
+            Ok(call) => performer.perform(call).await,
+            Err(refusal) => Answer::refusal(&refusal),
+        }
+    });
+    let answer = answer.await.unwrap_or_else(|error| Answer::failure(&error));
     Ok(answer.into_response())
 }
 

@@ -6,7 +6,6 @@ use hyper::StatusCode;
 use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
-use tracing::error;
 
 use super::answer::{Answer, Refusal};
 use super::route::Call;
@@ -43,15 +42,7 @@ impl Performer {
             call => {
                 let manager = Arc::clone(&self.manager);
                 let job = spawn_blocking(move || perform(&manager, call));
-                job.await.unwrap_or_else(|error| {
-                    error!(%error, "a request has failed");
-                    Answer::refusal(&Refusal::new(
-                        500,
-                        "internal",
-                        "the daemon has failed; its log says where",
-                        "report it",
-                    ))
-                })
+                job.await.unwrap_or_else(|error| Answer::failure(&error))
             }
         }
     }
