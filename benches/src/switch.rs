@@ -60,6 +60,8 @@ impl Receiver for Buffers {
 /// Two guests, and connections from the first to the second: the first's port tells them
 /// apart.
 pub struct House {
+    /// Dropped, it would take the connections along.
+    _switch: Switch,
     sender: Arc<Member>,
     receiver: Arc<Member>,
     rx: Arc<Rx>,
@@ -90,6 +92,7 @@ impl House {
         let ((sender, _), (receiver, rx)) = (join(one), join(other));
         let [src, dst] = [VsockAddr::new(one, 0), VsockAddr::new(other, 80)];
         let house = Self {
+            _switch: switch,
             sender,
             receiver,
             rx,
@@ -159,6 +162,15 @@ impl House {
             src,
             op,
             ..self.request
+        }
+    }
+}
+
+impl Drop for House {
+    /// What strangers' packets cost is something else.
+    fn drop(&mut self) {
+        for member in [&self.sender, &self.receiver] {
+            assert_eq!(member.counters().strangers, 0, "a connection was gone");
         }
     }
 }
