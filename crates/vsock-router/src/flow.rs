@@ -320,8 +320,14 @@ impl Half {
         self.pending = if self.pending.contains(Pending::REQUEST) {
             Pending::empty()
         } else {
-            // Payload may wait behind a RESPONSE, and means nothing without it.
-            (self.pending & (Pending::RESPONSE | Pending::SHUTDOWN)) | Pending::RST
+            // Payload may wait behind a RESPONSE, and means nothing without it; and for news
+            // that the receiver gives only when it is asked.
+            let asks = if self.has_backlog {
+                Pending::CREDIT_REQUEST
+            } else {
+                Pending::empty()
+            };
+            (self.pending & (Pending::RESPONSE | Pending::SHUTDOWN | asks)) | Pending::RST
         };
     }
 

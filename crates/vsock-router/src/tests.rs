@@ -821,6 +821,37 @@ fn a_receiver_of_messages_that_tells_only_when_asked_is_asked() {
     assert_eq!(requests(), 1, "more than half is unread");
 }
 
+/// Also when the question has not gone out yet for want of a buffer.
+#[test]
+fn what_a_guest_has_sent_before_it_leaves_is_asked_room_for() {
+    let house = House::new();
+    let (one, other) = (house.guest(3, &["a"]), house.guest(4, &["a"]));
+    let (there, back) = house.connect_type(&one, &other, SocketType::Seqpacket);
+    let packets = BUF_ALLOC / 1024;
+    // One for the question when half of the packets are unread.
+    other.port.queue.lock().unwrap().buffers = packets as usize + 1;
+    let flags = RwFlags::EOM.bits();
+    for _ in 0..packets + 10 {
+        one.send(Header { flags, ..there }, &pattern(15));
+    }
+    let (op, flags) = (Op::Shutdown, ShutdownFlags::SEND.bits());
+    one.send(Header { op, flags, ..there }, &[]);
+    one.member.reset(house.now);
+    assert_eq!(other.bytes().len() as u32, 15 * packets);
+    other.post(1000);
+    assert_eq!(other.ops(), [Op::CreditRequest]);
+    let (op, fwd_cnt) = (Op::CreditUpdate, 15 * packets);
+    other.send(
+        Header {
+            op,
+            fwd_cnt,
+            ..back
+        },
+        &[],
+    );
+    assert_eq!(other.bytes().len(), 150);
+}
+
 /// A receiver can't read a part of a message.
 #[test]
 fn a_message_arrives_in_however_many_packets_it_takes() {
