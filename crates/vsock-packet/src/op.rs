@@ -25,6 +25,17 @@ pub enum Op {
 }
 
 impl Op {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 7] = [
+        Self::Request,
+        Self::Response,
+        Self::Rst,
+        Self::Shutdown,
+        Self::Rw,
+        Self::CreditUpdate,
+        Self::CreditRequest,
+    ];
+
     /// The operation of this number; `None` for 0 and unknown numbers.
     pub fn from_wire(value: u16) -> Option<Self> {
         Some(match value {

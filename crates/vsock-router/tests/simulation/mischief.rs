@@ -8,16 +8,6 @@ use crate::guest::{Guest, Outgoing};
 use crate::ledger::{Ledger, Way};
 use crate::socket::State;
 
-const OPS: [Op; 7] = [
-    Op::Request,
-    Op::Response,
-    Op::Rst,
-    Op::Shutdown,
-    Op::Rw,
-    Op::CreditUpdate,
-    Op::CreditRequest,
-];
-
 impl Guest {
     /// Does something that it should not, if it is of that kind.
     pub(crate) fn misbehave(&mut self, to: VsockAddr, ledger: &mut Ledger, random: &mut Random) {
@@ -71,7 +61,7 @@ impl Guest {
     }
 
     fn blunder(&mut self, way: Way, ledger: &mut Ledger, random: &mut Random) {
-        let op = random.pick(&OPS);
+        let op = random.pick(&Op::ALL);
         let mut header = match self.sockets.get_mut(&way) {
             Some(socket) if socket.state != State::Connecting => socket.header(op),
             _ => Header::new(op, way.from, way.to),

@@ -77,15 +77,6 @@ impl Mischief {
 }
 
 fn header(own: Cid, all: &[Cid], random: &mut Random) -> RawHeader {
-    const OPS: [Op; 7] = [
-        Op::Request,
-        Op::Response,
-        Op::Rst,
-        Op::Shutdown,
-        Op::Rw,
-        Op::CreditUpdate,
-        Op::CreditRequest,
-    ];
     let from = match random.chance(90) {
         true => own,
         false => random.pick(all),
@@ -110,7 +101,7 @@ fn header(own: Cid, all: &[Cid], random: &mut Random) -> RawHeader {
         flags: random.below(4) as u32,
         buf_alloc: random.pick(&[0, 1, 4096, 1 << 18, u32::MAX]),
         fwd_cnt: random.pick(&[0, 0, 1, 100, u32::MAX, 1 << 31]),
-        ..Header::new(random.pick(&OPS), src, VsockAddr::new(to, port))
+        ..Header::new(random.pick(&Op::ALL), src, VsockAddr::new(to, port))
     };
     let mut bytes = *header.to_raw().as_bytes();
     if random.chance(10) {
