@@ -4,6 +4,7 @@
 //! whatever happens to either, [`Connections::settle`] carries the consequences over to
 //! the other and lets go of what is over.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::memory::Piece;
 use crate::poller::{EventFlags, Registry, Token};
 use crate::rx::{Room, RxPass};
 use crate::status::ConnectionStatus;
+use crate::trickle;
 
 /// What one connection may put into the RX ring before it is another's turn, in bytes.
 const TURN: usize = 256 * 1024;
@@ -38,6 +40,10 @@ pub(crate) struct Connections {
     recorder: Arc<Recorder>,
     /// Where the sockets are watched.
     registry: Registry,
+    /// Trickles, and when each is to be read again.
+    put_off: VecDeque<(Instant, ConnectionId)>,
+    /// How often the guest has sent payload, modulo 2^32.
+    said: u32,
     /// The time of this turn of the worker.
     now: Instant,
 }
@@ -59,6 +65,8 @@ impl Connections {
             counters,
             recorder,
             registry,
+            put_off: VecDeque::new(),
+            said: 0,
             now: Instant::now(),
         }
     }
@@ -286,6 +294,7 @@ impl Connections {
         let Some(entry) = self.table.get_mut(id) else {
             return;
         };
+        self.said = self.said.wrapping_add(1);
         let guest = entry.connection.guest();
         entry.host.record.count(guest, len as u64);
         let done = entry.host.write(pieces, len);
@@ -312,7 +321,8 @@ impl Connections {
     /// When [`Self::handle_timeouts`] is due.
     pub(crate) fn next_timeout(&mut self) -> Option<Instant> {
         let release = self.allowance.next_release(self.now);
-        [self.table.next_timeout(), release]
+        let resume = self.put_off.front().map(|&(at, _)| at);
+        [self.table.next_timeout(), release, resume]
             .into_iter()
             .flatten()
             .min()
@@ -325,6 +335,7 @@ impl Connections {
                 self.table.mark_ready(id);
             }
         }
+        self.resume();
         while let Some(id) = self.table.next_expired(self.now) {
             if let Some(entry) = self.table.get_mut(id) {
                 entry.connection.handle_timeout(self.now);
@@ -334,6 +345,26 @@ impl Connections {
                 }
             }
             self.settle(id);
+        }
+    }
+
+    /// Has the trickles read whose time has come.
+    fn resume(&mut self) {
+        while let Some((_, id)) = self.put_off.pop_front_if(|(at, _)| *at <= self.now) {
+            if let Some(entry) = self.table.get_mut(id) {
+                entry.host.resume();
+                self.table.mark_ready(id);
+            }
+        }
+    }
+
+    /// Has a trickle read later, which is the only way that more of it is heard of.
+    fn put_off(&mut self, id: ConnectionId) {
+        if let Some(entry) = self.table.get_mut(id)
+            && entry.host.is_left_alone()
+            && !std::mem::replace(&mut entry.host.is_put_off, true)
+        {
+            self.put_off.push_back((self.now + trickle::PAUSE, id));
         }
     }
 
@@ -357,6 +388,7 @@ impl Connections {
                 host: &mut entry.host,
                 allowance: &mut self.allowance,
                 counters: &self.counters,
+                said: self.said,
                 now: self.now,
             };
             let outcome = turn.take(rx);
@@ -370,6 +402,8 @@ impl Connections {
                     self.allowance.hold(id);
                 }
             }
+            self.put_off(id);
+            self.rewatch(id);
             self.settle(id);
             if outcome == Outcome::NoBuffer {
                 return false;
@@ -478,6 +512,7 @@ struct Turn<'a> {
     host: &'a mut HostEnd,
     allowance: &'a mut Allowance,
     counters: &'a Counters,
+    said: u32,
     now: Instant,
 }
 
@@ -569,6 +604,7 @@ impl Turn<'_> {
                     connection.data_header(share).to_raw()
                 });
                 counters.rx_bytes.add(bytes);
+                self.host.note_read(bytes, self.now, self.said);
                 self.allowance.take(bytes);
                 let host = connection.host();
                 self.host.record.count(host, bytes as u64);

@@ -4,6 +4,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
@@ -14,6 +15,7 @@ use crate::memory::Piece;
 use crate::mishaps::{self, Call};
 use crate::poller::EventFlags;
 use crate::socket_io::{self, Received};
+use crate::trickle::Trickle;
 use crate::tx_buffer::TxBuffer;
 use crate::unread::Unread;
 
@@ -40,6 +42,11 @@ pub(crate) struct HostEnd {
     stops: bool,
     ended: Ended,
     read_size: usize,
+    trickle: Trickle,
+    /// It is a trickle: what comes is not watched for.
+    gathers: bool,
+    /// It is going to be [resumed](Self::resume).
+    pub(crate) is_put_off: bool,
     /// The host port that was assigned, to be freed.
     pub(crate) assigned_port: Option<PortNumber>,
     /// What may be kept here for the application, in bytes.
@@ -94,6 +101,9 @@ impl HostEnd {
             stops: false,
             ended: Ended::default(),
             read_size: *READ_SIZES.start(),
+            trickle: Trickle::default(),
+            gathers: false,
+            is_put_off: false,
             assigned_port,
             buf_alloc,
             is_held: false,
@@ -114,12 +124,11 @@ impl HostEnd {
     }
 
     fn interest(&self) -> EventFlags {
-        let always = EventFlags::IN | EventFlags::PRI | EventFlags::RDHUP | EventFlags::ET;
-        if self.buffer.is_empty() && self.untold == 0 {
-            always
-        } else {
-            always | EventFlags::OUT
-        }
+        let mut interest = EventFlags::RDHUP | EventFlags::ET;
+        let waits_for_room = !self.buffer.is_empty() || self.untold > 0;
+        interest.set(EventFlags::IN | EventFlags::PRI, !self.gathers);
+        interest.set(EventFlags::OUT, waits_for_room);
+        interest
     }
 
     /// Remembers what an event says.
@@ -135,6 +144,25 @@ impl HostEnd {
     /// Whether there may be something to read.
     pub(crate) fn is_readable(&self) -> bool {
         self.readable && !self.ended.reading && self.socket.is_some()
+    }
+
+    /// Whether nothing is going to be read, nor told, before it is [resumed](Self::resume).
+    pub(crate) fn is_left_alone(&self) -> bool {
+        self.gathers && !self.readable && !self.ended.reading && self.socket.is_some()
+    }
+
+    /// Has the socket be read, whatever was told of it.
+    pub(crate) fn resume(&mut self) {
+        self.is_put_off = false;
+        self.readable = true;
+    }
+
+    /// A read gave so many bytes. What follows is gathered if it is one more of a trickle.
+    pub(crate) fn note_read(&mut self, bytes: usize, now: Instant, said: u32) {
+        self.trickle.add(bytes);
+        if !self.readable {
+            self.gathers = self.trickle.goes_on(now, said);
+        }
     }
 
     /// Whether the application neither sends nor takes any more, and everything it sent
@@ -168,6 +196,8 @@ impl HostEnd {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.readable = false;
+                self.gathers = false;
+                self.trickle.ends();
                 Read::NotReady
             }
             Err(_) => {
@@ -194,7 +224,7 @@ impl HostEnd {
         let size = if bytes == capacity {
             self.read_size * 2
         } else {
-            bytes.next_power_of_two()
+            bytes.next_power_of_two().max(self.read_size / 2)
         };
         self.read_size = size.clamp(*READ_SIZES.start(), *READ_SIZES.end());
     }
@@ -360,7 +390,6 @@ mod tests {
     use std::io::{IoSlice, Read as _, Write};
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
-    use std::time::Instant;
 
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
     use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};

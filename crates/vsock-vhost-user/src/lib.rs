@@ -96,6 +96,7 @@ mod simulation;
 mod socket_io;
 mod status;
 mod stop;
+mod trickle;
 mod tx;
 mod tx_buffer;
 mod unix_socket;

@@ -19,6 +19,7 @@ mod application;
 mod device;
 mod mischief;
 mod talk;
+mod trickle;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
