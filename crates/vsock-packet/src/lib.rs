@@ -36,6 +36,7 @@ mod features;
 mod header;
 mod op;
 mod payload;
+mod short_queue;
 mod unread;
 
 pub use cid::{Cid, GuestCid, PortNumber, ReservedCid, VsockAddr};

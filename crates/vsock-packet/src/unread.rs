@@ -1,7 +1,8 @@
 //! The packets that a guest holds unread.
 
-use std::collections::VecDeque;
 use std::num::Wrapping;
+
+use crate::short_queue::ShortQueue;
 
 /// What a guest is thought to spend on one packet it has not read, in bytes.
 ///
@@ -14,28 +15,24 @@ const PACKET_COST: u32 = 1024;
 /// remembered of each is bounded with them.
 const MAX_PACKETS: u32 = 4096;
 
-/// Packets for which an idle connection keeps room: as many as a window of Linux's has in
-/// buffers of Linux's, at 4 bytes each.
-const KEPT: usize = 128;
-
 /// The RW packets of one connection that went to a guest and that its `fwd_cnt` has not
 /// reached (§5.10.6.3). Bytes are bounded by credit; this bounds their number.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct UnreadPackets {
     /// Where each packet ends.
-    ends: VecDeque<End>,
+    ends: ShortQueue,
 }
 
 impl UnreadPackets {
     /// Counts a packet; with it `tx_cnt` bytes were sent in all.
     pub fn push(&mut self, tx_cnt: u32) {
-        self.ends.push_back(End::of_bytes(tx_cnt));
+        self.ends.push_back(End::of_bytes(tx_cnt).0.0);
     }
 
     /// Counts a packet without payload; `tx_cnt` bytes were sent in all before it. It is
     /// taken to be read when a byte behind it is, or by [`Self::read_empty`].
     pub fn push_empty(&mut self, tx_cnt: u32) {
-        self.ends.push_back(End::behind(tx_cnt));
+        self.ends.push_back(End::behind(tx_cnt).0.0);
     }
 
     /// Counts a packet that goes on with a message: the guest can't read what it has of it, so
@@ -51,7 +48,7 @@ impl UnreadPackets {
     /// The guest, which has forwarded `fwd_cnt` bytes in all, has read a packet without
     /// payload, if that is the next one. `true` when that makes a difference.
     pub fn read_empty(&mut self, fwd_cnt: u32) -> bool {
-        let is_next = self.ends.front() == Some(&End::behind(fwd_cnt));
+        let is_next = self.front() == Some(End::behind(fwd_cnt));
         if is_next {
             self.ends.pop_front();
         }
@@ -62,14 +59,20 @@ impl UnreadPackets {
     /// difference.
     pub fn forwarded(&mut self, fwd_cnt: u32) -> bool {
         let before = self.ends.len();
-        while self.ends.front().is_some_and(|end| end.is_reached(fwd_cnt)) {
+        while self.front().is_some_and(|end| end.is_reached(fwd_cnt)) {
             self.ends.pop_front();
         }
-        if self.ends.is_empty() && self.ends.capacity() > KEPT {
-            // An idle connection costs little.
-            self.ends = VecDeque::new();
-        }
         self.ends.len() < before
+    }
+
+    /// Where the next packet ends that the guest reads.
+    fn front(&self) -> Option<End> {
+        self.ends.front().map(|end| End(Wrapping(end)))
+    }
+
+    /// Whether the guest has read everything.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
     }
 
     /// How many more may go to a guest with this `buf_alloc`.

@@ -31,8 +31,10 @@ use vsock_packet::{Header, Op, RwFlags, ShutdownFlags, SocketType, VsockAddr};
 
 use crate::account::{Charge, Slot};
 use crate::backlog::Backlog;
+use crate::outstanding::{Aside, Outstanding};
 use crate::port::{Packet, Receiver};
 use crate::record::{ConnectionState, Record, SiblingConnection};
+use crate::shut_down::ShutDown;
 use crate::window::Window;
 
 /// How long an end may take over its answer to a REQUEST, or to a full SHUTDOWN. Guests
@@ -138,13 +140,10 @@ pub(crate) enum Delivered {
 #[derive(Debug)]
 pub(crate) struct Half {
     ends: Ends,
-    socket_type: SocketType,
     state: State,
-    /// What this end has shut down itself.
-    shut_down: ShutdownFlags,
+    shut_down: ShutDown,
     /// The sender's `fwd_cnt`, for every header that goes out.
     fwd_cnt: u32,
-    shutdown: ShutdownFlags,
     pending: Pending,
     /// Whether there is payload in [`Rest::backlog`].
     has_backlog: bool,
@@ -158,6 +157,8 @@ struct Rest {
     /// This end has asked, or shut down, and waits until then. `None` while it is open and
     /// has not shut down.
     answer_deadline: Option<Instant>,
+    /// How often the count of bytes sent has wrapped.
+    wraps: u32,
     backlog: Backlog,
     charge: Charge,
     claim: Arc<Claim>,
@@ -192,23 +193,24 @@ impl Half {
         let ends = Ends::of(request).reversed();
         let mut half = Self::new(ends, request, State::Asking, charge, claim);
         half.rest.answer_deadline = Some(now + ANSWER_TIMEOUT);
-        half.window.update(request, now);
+        let mut nothing = [Outstanding::default()];
+        half.window
+            .update(request, now, &mut Aside::new(&mut nothing, 0));
         half
     }
 
     fn new(ends: Ends, request: &Header, state: State, charge: Charge, claim: Arc<Claim>) -> Self {
         Self {
             ends,
-            socket_type: request.socket_type,
             state,
-            shut_down: ShutdownFlags::empty(),
+            shut_down: ShutDown::default(),
             fwd_cnt: 0,
-            shutdown: ShutdownFlags::empty(),
             pending: Pending::empty(),
             has_backlog: false,
             window: Window::new(request.socket_type),
             rest: Box::new(Rest {
                 answer_deadline: None,
+                wraps: 0,
                 backlog: Backlog::default(),
                 charge,
                 claim,
@@ -223,21 +225,26 @@ impl Half {
     /// # Errors
     ///
     /// A [`Violation`] when it may not say that now.
-    pub(crate) fn note_sent(&mut self, header: &Header, now: Instant) -> Result<(), Violation> {
+    pub(crate) fn note_sent(
+        &mut self,
+        header: &Header,
+        now: Instant,
+        out: &mut Aside<'_>,
+    ) -> Result<(), Violation> {
         let may = match self.state {
             State::Asked => matches!(header.op, Op::Response | Op::Rst),
             State::Asking => header.op == Op::Rst,
             State::Open => !matches!(header.op, Op::Request | Op::Response),
             State::Closing => true,
         };
-        if !may || header.socket_type != self.socket_type {
+        if !may || header.socket_type != self.window.socket_type() {
             return Err(Violation::Unexpected);
         }
         if header.op == Op::Response && self.state == State::Asked {
             self.open();
             self.record().establish();
         }
-        self.window.update(header, now);
+        self.window.update(header, now, out);
         if header.op == Op::Shutdown {
             self.note_shutdown(header, now);
         }
@@ -245,12 +252,12 @@ impl Half {
     }
 
     fn note_shutdown(&mut self, header: &Header, now: Instant) {
-        self.shut_down |= header.shutdown_flags();
-        if self.shut_down.contains(ShutdownFlags::RECEIVE) {
+        self.shut_down.receiver_adds(header.shutdown_flags());
+        if self.reads_no_more() {
             // Nobody will read it, and the RST that ends the close is not to wait behind it.
             self.drop_backlog();
         }
-        let waits = self.state == State::Open && self.shut_down.is_all();
+        let waits = self.state == State::Open && self.shut_down.by_receiver().is_all();
         if waits && self.rest.answer_deadline.is_none() {
             self.rest.answer_deadline = Some(now + ANSWER_TIMEOUT);
         }
@@ -260,7 +267,7 @@ impl Half {
     /// When both ends have sent a full SHUTDOWN, each waits for an RST that the other is
     /// not going to send.
     fn close_if_both_have(&mut self, now: Instant) {
-        if self.state == State::Open && self.shut_down.is_all() && self.shutdown.is_all() {
+        if self.state == State::Open && self.shut_down.is_all() {
             self.close(now);
             self.pending -= Pending::SHUTDOWN;
         }
@@ -298,15 +305,17 @@ impl Half {
             Op::CreditUpdate => self.pending |= Pending::CREDIT_UPDATE,
             Op::CreditRequest => self.pending |= Pending::CREDIT_REQUEST,
             Op::Shutdown => {
-                self.shutdown |= header.shutdown_flags();
+                self.shut_down.sender_adds(header.shutdown_flags());
                 self.pending |= Pending::SHUTDOWN;
                 self.close_if_both_have(now);
             }
             Op::Rst => self.close(now),
-            Op::Rw if self.shutdown.contains(ShutdownFlags::SEND) => {
+            Op::Rw if self.sends_no_more() => {
                 return Err(Violation::Unexpected);
             }
-            Op::Rw if !self.window.sent(header.len) => return Err(Violation::Credit),
+            Op::Rw if !self.window.sent(header.len, &mut self.rest.wraps) => {
+                return Err(Violation::Credit);
+            }
             Op::Rw => (),
         }
         Ok(())
@@ -349,7 +358,7 @@ impl Half {
 
     /// The sender is gone. What it had finished sending is still delivered.
     pub(crate) fn abandon(&mut self, now: Instant) {
-        if self.shutdown.contains(ShutdownFlags::SEND) {
+        if self.sends_no_more() {
             self.close(now);
         } else {
             self.reset(now);
@@ -374,7 +383,7 @@ impl Half {
     /// What is known here of the connection: what was sent this way.
     pub(crate) fn snapshot(&self) -> SiblingConnection {
         let record = self.record();
-        let sent_bytes = self.window.sent_bytes();
+        let sent_bytes = self.sent_bytes();
         let is_outward = self.ends.from == record.from();
         SiblingConnection {
             id: record.id(),
@@ -408,23 +417,23 @@ impl Half {
     }
 
     /// Whether something may be delivered.
-    pub(crate) fn has_something(&self) -> bool {
+    pub(crate) fn has_something(&self, out: &Aside<'_>) -> bool {
         let ahead = Pending::all() - Pending::SHUTDOWN - Pending::RST;
         if self.has_backlog {
-            self.pending.intersects(ahead) || self.may_go_on()
+            self.pending.intersects(ahead) || self.may_go_on(out)
         } else {
             !self.pending.is_empty()
         }
     }
 
     /// When [`Self::expire`] is due.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        let requests = self.window.deadline().filter(|_| self.is_waiting());
+    pub(crate) fn deadline(&self, out: &Aside<'_>) -> Option<Instant> {
+        let requests = self.window.deadline(out).filter(|_| self.is_waiting());
         self.answer_deadline().into_iter().chain(requests).min()
     }
 
     fn answer_deadline(&self) -> Option<Instant> {
-        let waits = self.state != State::Open || self.shut_down.is_all();
+        let waits = self.state != State::Open || self.shut_down.by_receiver().is_all();
         // Not looked at for nothing: it would have to come from memory.
         if waits {
             self.rest.answer_deadline
@@ -435,8 +444,8 @@ impl Half {
 
     /// Does what is due by `now`. `false` when an answer has not come in time: the
     /// connection is to be reset.
-    pub(crate) fn expire(&mut self, now: Instant) -> bool {
-        if self.is_waiting() && self.window.expire(now) {
+    pub(crate) fn expire(&mut self, now: Instant, out: &mut Aside<'_>) -> bool {
+        if self.is_waiting() && self.window.expire(now, out) {
             self.pending |= Pending::CREDIT_REQUEST;
         }
         let in_time = self.answer_deadline().is_none_or(|deadline| deadline > now);
@@ -462,18 +471,19 @@ impl Half {
         limit: usize,
         receiver: &mut dyn Receiver,
         now: Instant,
+        out: &mut Aside<'_>,
     ) -> Result<(), Violation> {
         if self.takes(packet) {
-            let clear = self.put_control(Pending::AHEAD, receiver, now)
-                && self.put_backlog(receiver) == Put::All;
+            let clear = self.put_control(Pending::AHEAD, receiver, now, out)
+                && self.put_backlog(receiver, now, out) == Put::All;
             let header = self.header(Op::Rw, packet.header.flags);
             let mut packet = Packet::new(header, packet.payload);
-            let may = clear && self.window.packets() > 0;
-            if !may || put(&mut packet, &mut self.window, receiver) != Put::All {
+            let may = clear && self.window.takes_packets(out);
+            if !may || put(&mut packet, &mut self.window, out, receiver) != Put::All {
                 self.keep(&packet, limit)?;
             }
         }
-        self.flush(receiver, now);
+        self.flush(receiver, now, out);
         Ok(())
     }
 
@@ -492,7 +502,11 @@ impl Half {
             backlog, charge, ..
         } = &mut *self.rest;
         let before = backlog.cost();
-        backlog.push(packet.payload, packet.header.flags, self.socket_type);
+        backlog.push(
+            packet.payload,
+            packet.header.flags,
+            self.window.socket_type(),
+        );
         if charge.add(backlog.cost() - before, limit) {
             Ok(())
         } else {
@@ -503,37 +517,53 @@ impl Half {
     /// Whether a packet has something for the payload's way. An empty one has where it
     /// is a message.
     fn takes(&self, packet: &Packet<'_>) -> bool {
-        let void = packet.payload.is_empty() && self.socket_type == SocketType::Stream;
-        let wanted = self.state == State::Open && !self.shut_down.contains(ShutdownFlags::RECEIVE);
+        let void = packet.payload.is_empty() && self.window.socket_type() == SocketType::Stream;
+        let wanted = self.state == State::Open && !self.reads_no_more();
         packet.header.op == Op::Rw && wanted && !void
     }
 
+    fn sent_bytes(&self) -> u64 {
+        self.window.sent_bytes(self.rest.wraps)
+    }
+
+    /// Whether the end that this half leads to reads nothing any more.
+    fn reads_no_more(&self) -> bool {
+        let shut_down = self.shut_down.by_receiver();
+        shut_down.contains(ShutdownFlags::RECEIVE)
+    }
+
+    /// Whether the other end sends nothing any more.
+    fn sends_no_more(&self) -> bool {
+        self.shut_down.by_sender().contains(ShutdownFlags::SEND)
+    }
+
     /// What changes when something is delivered.
-    pub(crate) fn progress(&self) -> (u8, u32) {
-        (self.pending.bits(), self.window.delivered_bytes())
+    pub(crate) fn progress(&self, out: &Aside<'_>) -> (u8, u32) {
+        (self.pending.bits(), out.delivered_bytes())
     }
 
     /// Delivers what waits, as far as the receiver has room.
-    pub(crate) fn flush(&mut self, receiver: &mut dyn Receiver, now: Instant) -> Delivered {
-        if !self.put_control(Pending::AHEAD, receiver, now) {
+    pub(crate) fn flush(
+        &mut self,
+        receiver: &mut dyn Receiver,
+        now: Instant,
+        out: &mut Aside<'_>,
+    ) -> Delivered {
+        if !self.put_control(Pending::AHEAD, receiver, now, out) {
             return Delivered::NoBuffer;
         }
-        let before = self.window.delivered_bytes();
-        let put = self.put_backlog(receiver);
-        if self.state == State::Closing && self.window.delivered_bytes() != before {
-            self.rest.answer_deadline = Some(now + LINGER);
-        }
-        if self.is_waiting() && self.window.wants_news(now) {
+        let put = self.put_backlog(receiver, now, out);
+        if self.is_waiting() && self.window.wants_news(now, out) {
             self.pending |= Pending::CREDIT_REQUEST;
         }
         match put {
             Put::NoBuffer => return Delivered::NoBuffer,
-            Put::NoWindow if self.put_control(Pending::AHEAD, receiver, now) => {
+            Put::NoWindow if self.put_control(Pending::AHEAD, receiver, now, out) => {
                 return Delivered::All;
             }
             Put::All
-                if self.put_control(Pending::AHEAD, receiver, now)
-                    && self.put_control(Pending::BEHIND, receiver, now) =>
+                if self.put_control(Pending::AHEAD, receiver, now, out)
+                    && self.put_control(Pending::BEHIND, receiver, now, out) =>
             {
                 return Delivered::All;
             }
@@ -546,21 +576,38 @@ impl Half {
     fn is_waiting(&self) -> bool {
         match self.state {
             State::Asked | State::Asking => false,
-            State::Open => !self.shut_down.contains(ShutdownFlags::RECEIVE),
+            State::Open => !self.reads_no_more(),
             State::Closing => self.has_backlog,
         }
     }
 
     /// Whether what waits may be delivered. The receiver can't read a message before it has
     /// all of it, so one that has begun is not held up, but comes in no small pieces.
-    fn may_go_on(&self) -> bool {
+    fn may_go_on(&self, out: &Aside<'_>) -> bool {
         let finishes = || self.window.is_within_message() && self.rest.backlog.front_is_whole();
-        self.window.packets() > 0 || finishes()
+        self.window.takes_packets(out) || finishes()
     }
 
-    fn put_backlog(&mut self, receiver: &mut dyn Receiver) -> Put {
+    fn put_backlog(
+        &mut self,
+        receiver: &mut dyn Receiver,
+        now: Instant,
+        out: &mut Aside<'_>,
+    ) -> Put {
+        if !self.has_backlog {
+            return Put::All;
+        }
+        let before = out.delivered_bytes();
+        let put = self.put_payload(receiver, out);
+        if self.state == State::Closing && out.delivered_bytes() != before {
+            self.rest.answer_deadline = Some(now + LINGER);
+        }
+        put
+    }
+
+    fn put_payload(&mut self, receiver: &mut dyn Receiver, out: &mut Aside<'_>) -> Put {
         while self.has_backlog {
-            if !self.may_go_on() {
+            if !self.may_go_on(out) {
                 return Put::NoWindow;
             }
             let mut header = self.header(Op::Rw, 0);
@@ -572,7 +619,7 @@ impl Half {
             };
             header.flags = flags;
             let mut packet = Packet::new(header, payload);
-            let put = put(&mut packet, &mut self.window, receiver);
+            let put = put(&mut packet, &mut self.window, out, receiver);
             let rest = packet.payload.len();
             let before = backlog.cost();
             if put == Put::All || rest > 0 {
@@ -593,6 +640,7 @@ impl Half {
         which: [(Pending, Op); N],
         receiver: &mut dyn Receiver,
         now: Instant,
+        out: &mut Aside<'_>,
     ) -> bool {
         if self.pending.is_empty() {
             return true;
@@ -602,7 +650,7 @@ impl Half {
                 continue;
             }
             let flags = if op == Op::Shutdown {
-                self.shutdown.bits()
+                self.shut_down.by_sender().bits()
             } else {
                 0
             };
@@ -611,7 +659,7 @@ impl Half {
             }
             self.pending -= flag;
             if op == Op::CreditRequest {
-                self.window.asked(now);
+                self.window.asked(now, out);
             }
         }
         true
@@ -619,7 +667,7 @@ impl Half {
 
     fn header(&self, op: Op, flags: u32) -> Header {
         let (src, dst) = (self.ends.from, self.ends.to);
-        let socket_type = self.socket_type;
+        let socket_type = self.window.socket_type();
         Header {
             socket_type,
             flags,
@@ -633,8 +681,7 @@ impl Half {
 impl Drop for Half {
     fn drop(&mut self) {
         self.drop_backlog();
-        self.record()
-            .count(self.ends.from, self.window.sent_bytes());
+        self.record().count(self.ends.from, self.sent_bytes());
     }
 }
 
@@ -647,7 +694,12 @@ enum Put {
 }
 
 /// Puts a packet's payload, in as many packets as the receiver's buffers need.
-fn put(packet: &mut Packet<'_>, window: &mut Window, receiver: &mut dyn Receiver) -> Put {
+fn put(
+    packet: &mut Packet<'_>,
+    window: &mut Window,
+    out: &mut Aside<'_>,
+    receiver: &mut dyn Receiver,
+) -> Put {
     let ends_message = RwFlags::from_bits_retain(packet.header.flags).contains(RwFlags::EOM);
     loop {
         let before = packet.payload.len();
@@ -655,11 +707,11 @@ fn put(packet: &mut Packet<'_>, window: &mut Window, receiver: &mut dyn Receiver
             return Put::NoBuffer;
         }
         let is_all = packet.payload.is_empty();
-        window.delivered(before - packet.payload.len(), is_all && ends_message);
+        window.delivered(before - packet.payload.len(), is_all && ends_message, out);
         if is_all {
             return Put::All;
         }
-        if window.packets() == 0 && !window.is_within_message() {
+        if !window.takes_packets(out) && !window.is_within_message() {
             return Put::NoWindow;
         }
     }

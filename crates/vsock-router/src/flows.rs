@@ -8,8 +8,9 @@ use vsock_packet::{Cid, Op, RawHeader};
 
 use crate::account::{Charge, Waiting};
 use crate::flow::{Delivered, Ends, Half};
-use crate::halves::{Flow, Halves};
+use crate::halves::{Flow, Halves, Whole};
 use crate::member::Member;
+use crate::outstanding::Aside;
 use crate::port::{Packet, Receiver};
 use crate::record::ConnectionId;
 use crate::router::Refusal;
@@ -42,9 +43,9 @@ struct Agenda {
 
 impl Agenda {
     /// Follows what has become of a half. `true` when there is something to deliver.
-    fn follow(&mut self, half: &mut Half) -> bool {
+    fn follow(&mut self, half: &mut Half, out: &Aside<'_>) -> bool {
         let ends = half.ends();
-        if let Some(at) = half.deadline()
+        if let Some(at) = half.deadline(out)
             && half.plan().scheduled.is_none_or(|scheduled| at < scheduled)
         {
             if let Some(old) = half.plan().scheduled.replace(at) {
@@ -52,7 +53,7 @@ impl Agenda {
             }
             self.timers.insert((at, ends));
         }
-        let something = half.has_something();
+        let something = half.has_something(out);
         if something && half.plan().turn.is_none() {
             self.line_up(half, self.last_turn());
         }
@@ -219,7 +220,7 @@ impl Flows {
         while let Some(packet) = packets.get(run.len) {
             let ends = Ends::of(&packet.header).reversed();
             let is_first = run.len == 0;
-            let Some(flow) = self.halves.get_mut(ends) else {
+            let Some(mut flow) = self.halves.get_mut(ends) else {
                 if is_first && packet.header.op != Op::Rst {
                     run.verdict = Verdict::Stranger;
                 }
@@ -229,17 +230,21 @@ impl Flows {
             // Of a connection that is ending its peer knows already.
             let forwards = !flow.half.is_closing();
             let goes_on = match &run.verdict {
-                Verdict::Forward(peer) => forwards && Arc::ptr_eq(peer, &flow.peer),
+                Verdict::Forward(peer) => forwards && Arc::ptr_eq(peer, flow.peer),
                 _ => is_first,
             };
             if !goes_on {
                 return run;
             }
-            if flow.half.note_sent(&packet.header, now).is_err() {
+            if flow
+                .half
+                .note_sent(&packet.header, now, &mut flow.out)
+                .is_err()
+            {
                 // Alone in its run, so that those before it are not lost. On a connection
                 // that is ending it is dropped like the right ones.
                 if is_first && forwards {
-                    run.verdict = Verdict::Reset(Arc::clone(&flow.peer));
+                    run.verdict = Verdict::Reset(Arc::clone(flow.peer));
                     run.unblocked = true;
                     self.end(ends, Half::reset, now);
                 }
@@ -248,12 +253,12 @@ impl Flows {
             }
             run.len += 1;
             if is_first && forwards {
-                run.verdict = Verdict::Forward(Arc::clone(&flow.peer));
+                run.verdict = Verdict::Forward(Arc::clone(flow.peer));
             }
             if packet.header.op == Op::Rst || flow.half.is_over() {
                 self.remove(ends);
             } else {
-                run.unblocked |= self.agenda.follow(&mut flow.half);
+                run.unblocked |= self.agenda.follow(flow.half, &flow.out);
             }
             if !forwards {
                 return run;
@@ -272,20 +277,19 @@ impl Flows {
         failed: &mut Vec<Failed>,
     ) {
         let ends = Ends::of(&packet.header);
-        let Some(flow) = self.halves.get_mut(ends) else {
+        let Some(Whole { half, mut out, .. }) = self.halves.get_mut(ends) else {
             // An RST needs no end that it could reach.
             if packet.header.op != Op::Rst {
                 failed.push(Failed::Gone(ends));
             }
             return;
         };
-        let half = &mut flow.half;
         // Where others wait for buffers nobody overtakes them.
         let receiver = receiver.filter(|_| !self.agenda.is_behind(ends));
         let taken = half
             .accept(&packet.header, now)
             .and_then(|()| match receiver {
-                Some(receiver) => half.deliver(packet, limit, receiver, now),
+                Some(receiver) => half.deliver(packet, limit, receiver, now, &mut out),
                 None => half.keep(packet, limit),
             });
         if taken.is_err() {
@@ -295,7 +299,7 @@ impl Flows {
         if half.is_over() {
             self.remove(ends);
         } else {
-            self.agenda.follow(half);
+            self.agenda.follow(half, &out);
         }
     }
 
@@ -304,7 +308,7 @@ impl Flows {
         let Some(flow) = self.halves.get_mut(ends) else {
             return false;
         };
-        how(&mut flow.half, now);
+        how(flow.half, now);
         self.settle(ends)
     }
 
@@ -326,17 +330,17 @@ impl Flows {
             self.strangers.pop_front();
         }
         while let Some((turn, ends)) = self.agenda.queue.pop_first() {
-            let Some(flow) = self.halves.get_mut(ends) else {
+            let Some(mut flow) = self.halves.get_mut(ends) else {
                 continue;
             };
             flow.half.plan().turn = None;
-            let before = flow.half.progress();
-            let delivered = flow.half.flush(receiver, now);
+            let before = flow.half.progress(&flow.out);
+            let delivered = flow.half.flush(receiver, now, &mut flow.out);
             if delivered == Delivered::NoBuffer {
                 // Who got some leaves the next buffers to others.
-                let next = flow.half.progress() != before;
+                let next = flow.half.progress(&flow.out) != before;
                 let turn = if next { self.agenda.last_turn() } else { turn };
-                self.agenda.line_up(&mut flow.half, turn);
+                self.agenda.line_up(flow.half, turn);
                 return false;
             }
             self.settle(ends);
@@ -353,7 +357,7 @@ impl Flows {
             self.remove(ends);
             return false;
         }
-        self.agenda.follow(&mut flow.half)
+        self.agenda.follow(flow.half, &flow.out)
     }
 
     pub(crate) fn remove(&mut self, ends: Ends) -> Option<Arc<Member>> {
@@ -371,13 +375,13 @@ impl Flows {
             && at <= now
         {
             self.agenda.timers.pop_first();
-            let Some(flow) = self.halves.get_mut(ends) else {
+            let Some(mut flow) = self.halves.get_mut(ends) else {
                 continue;
             };
             flow.half.plan().scheduled = None;
-            if !flow.half.expire(now) {
+            if !flow.half.expire(now, &mut flow.out) {
                 flow.half.reset(now);
-                expired.push((ends, Arc::clone(&flow.peer)));
+                expired.push((ends, Arc::clone(flow.peer)));
             }
             self.settle(ends);
         }

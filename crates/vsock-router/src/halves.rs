@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The index takes five bytes for each half, so that it stays in the caches among many: the
-//! flow, which is needed anyway, has the ends that it is compared by.
+//! flow, which is needed anyway, has the ends that it is compared by. A flow is one cache line;
+//! what only payload needs lies in the same place of another list.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use slab::Slab;
 
 use crate::flow::{Ends, Half};
 use crate::member::Member;
+use crate::outstanding::{Aside, Outstanding};
 
 /// A half, and who is at its other end.
 #[repr(align(64))]
@@ -27,17 +29,26 @@ pub(crate) struct Flow {
     pub(crate) peer: Arc<Member>,
 }
 
-/// Two cache lines: all that a packet needs of it.
-const _: () = assert!(size_of::<Flow>() <= 128);
+/// One cache line, also in its place: all that a packet without payload needs of it.
+const _: () = assert!(size_of::<Result<Flow, usize>>() <= 64);
 
 /// Memory for so many is kept when the last one goes; for more it is given back then.
 const KEPT: usize = 1024;
+
+/// All of a flow.
+pub(crate) struct Whole<'a> {
+    pub(crate) half: &'a mut Half,
+    pub(crate) out: Aside<'a>,
+    pub(crate) peer: &'a Arc<Member>,
+}
 
 /// The halves that lead to a member.
 #[derive(Default)]
 pub(crate) struct Halves {
     index: HashTable<u32>,
     places: Slab<Flow>,
+    /// What is outstanding in each place; nothing in a free one.
+    outstanding: Vec<Outstanding>,
     /// Guests choose their ports, and must not be able to choose where they lie.
     hasher: RandomState,
 }
@@ -65,8 +76,11 @@ impl Halves {
     }
 
     /// The one with these ends.
-    pub(crate) fn get_mut(&mut self, ends: Ends) -> Option<&mut Flow> {
-        self.places.get_mut(self.find(ends)?)
+    pub(crate) fn get_mut(&mut self, ends: Ends) -> Option<Whole<'_>> {
+        let place = self.find(ends)?;
+        let Flow { half, peer } = self.places.get_mut(place)?;
+        let out = Aside::new(&mut self.outstanding, place);
+        Some(Whole { half, out, peer })
     }
 
     /// Adds one. `false` when there is one with the same ends.
@@ -75,6 +89,7 @@ impl Halves {
         let Self {
             index,
             places,
+            outstanding,
             hasher,
         } = self;
         let ends_at = |place: &u32| places[*place as usize].half.ends();
@@ -89,7 +104,9 @@ impl Halves {
         };
         // A connection takes hundreds of bytes: memory ends long before 32 bits do.
         entry.insert(places.vacant_key() as u32);
-        places.insert(flow);
+        if places.insert(flow) == outstanding.len() {
+            outstanding.push(Outstanding::default());
+        }
         true
     }
 
@@ -99,9 +116,11 @@ impl Halves {
         let found = self.index.find_entry(self.hasher.hash_one(ends), is_meant);
         let (place, _) = found.ok()?.remove();
         let flow = self.places.remove(place as usize);
+        self.outstanding[place as usize] = Outstanding::default();
         if self.places.is_empty() && self.places.capacity() > KEPT {
             self.index = HashTable::new();
             self.places = Slab::new();
+            self.outstanding = Vec::new();
         }
         Some(flow)
     }
@@ -175,6 +194,7 @@ mod tests {
             assert_eq!((found, halves.len()), (left, all_ends.len()));
         }
         assert_eq!((halves.places.capacity(), halves.index.capacity()), (0, 0));
+        assert_eq!(halves.outstanding.capacity(), 0);
         assert!(halves.insert(flow(5, &peer)));
     }
 }

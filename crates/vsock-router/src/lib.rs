@@ -200,9 +200,11 @@ mod flows;
 mod halves;
 mod host;
 mod member;
+mod outstanding;
 mod port;
 mod record;
 mod router;
+mod shut_down;
 mod switch;
 mod sync;
 #[cfg(test)]

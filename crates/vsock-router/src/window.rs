@@ -3,7 +3,10 @@
 use std::num::Wrapping;
 use std::time::Instant;
 
-use vsock_packet::{CreditRequests, Header, Op, SocketType, UnreadPackets};
+use bitflags::bitflags;
+use vsock_packet::{Header, Op, SocketType};
+
+use crate::outstanding::Aside;
 
 /// The most a guest may let another send at once, in bytes: a larger `buf_alloc` is told
 /// as this one, so that what may have to wait for a guest is bounded.
@@ -21,7 +24,20 @@ enum Boundary {
     Ahead,
 }
 
-/// The receiver's window, and what went into it.
+bitflags! {
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    struct Marks: u8 {
+        /// The receiver was asked for news since it last had read something.
+        const ASKED = 1 << 0;
+        /// There is something in `Outstanding::unread`.
+        const UNREAD = 1 << 1;
+        /// There is something in `Outstanding::requests`.
+        const REQUESTS = 1 << 2;
+    }
+}
+
+/// The receiver's window, and what went into it: what each packet needs of it. What is
+/// [`Outstanding`](crate::outstanding::Outstanding) lies elsewhere, and is not looked at for nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     buf_alloc: u32,
@@ -33,18 +49,12 @@ pub(crate) struct Window {
     /// What the sender may have sent in all. Once granted it is not taken back: the
     /// sender's packets may be on their way when the receiver shrinks its buffer.
     granted: Wrapping<u32>,
-    /// What the sender has sent in all, in bytes. On the wire this wraps: [`Self::tx_cnt`].
-    sent_bytes: u64,
-    /// What of it has reached the receiver's RX ring.
-    delivered: Wrapping<u32>,
-    unread: UnreadPackets,
-    /// `None` while nobody waits.
-    requests: Option<Box<CreditRequests>>,
-    /// The receiver was asked for news since it last had read something.
-    asked: bool,
-    boundary: Boundary,
-    /// Requests that went to it and that it has not answered.
+    /// What the sender has sent in all.
+    tx_cnt: Wrapping<u32>,
+    /// Requests that went to the receiver and that it has not answered.
     unanswered: u16,
+    boundary: Boundary,
+    marks: Marks,
 }
 
 impl Window {
@@ -60,44 +70,65 @@ impl Window {
         }
     }
 
+    /// The type of the socket.
+    pub(crate) fn socket_type(&self) -> SocketType {
+        match self.boundary {
+            Boundary::None => SocketType::Stream,
+            Boundary::Reached | Boundary::Ahead => SocketType::Seqpacket,
+        }
+    }
+
+    /// Marks what is to be looked at of what is outstanding.
+    fn mark(&mut self, out: &Aside<'_>) {
+        self.marks.set(Marks::UNREAD, !out.unread.is_empty());
+        self.marks.set(Marks::REQUESTS, out.requests.is_some());
+    }
+
+    fn has(&self, mark: Marks) -> bool {
+        self.marks.contains(mark)
+    }
+
     /// Takes over what the receiver says in a header.
-    pub(crate) fn update(&mut self, header: &Header, now: Instant) {
-        let was_full = self.is_full();
+    pub(crate) fn update(&mut self, header: &Header, now: Instant, out: &mut Aside<'_>) {
+        let was_full = self.is_full(out);
         self.buf_alloc = header.buf_alloc.min(MAX_WINDOW);
         let granted = Wrapping(header.fwd_cnt) + Wrapping(self.buf_alloc);
         // Who claims to have read what was never sent gets no more than a window for it.
-        let ahead = (granted - self.tx_cnt()).0.min(MAX_WINDOW);
+        let ahead = (granted - self.tx_cnt).0.min(MAX_WINDOW);
         if (granted - self.granted).0 < 1 << 31 {
-            self.granted = self.tx_cnt() + Wrapping(ahead);
+            self.granted = self.tx_cnt + Wrapping(ahead);
         }
         self.fwd_cnt = Wrapping(header.fwd_cnt);
         let is_answer = header.op == Op::CreditUpdate && self.unanswered > 0;
         self.unanswered -= u16::from(is_answer);
-        let was_read = self.unread.forwarded(header.fwd_cnt);
-        if was_read {
-            // News that change nothing are no reason to ask again: two ends that both do
-            // not read would keep each other busy.
-            self.asked = false;
-        }
-        if header.op == Op::CreditUpdate && !was_read && !is_answer {
-            // Linux tells of every message that is read, also of an empty one.
-            self.unread.read_empty(header.fwd_cnt);
-        }
-        if self.is_full() {
+        let was_read = self.has(Marks::UNREAD) && self.read(header, is_answer, out);
+        if !self.has(Marks::REQUESTS) || self.is_full(out) {
             return;
         }
         if !self.may_be_short() {
-            self.requests = None;
-        } else if let Some(requests) = &mut self.requests
+            out.requests = None;
+            self.mark(out);
+        } else if let Some(requests) = &mut out.requests
             && (was_read || was_full)
         {
             requests.begin_later(now);
         }
     }
 
-    /// What the sender has sent in all, as the wire has it.
-    fn tx_cnt(&self) -> Wrapping<u32> {
-        Wrapping(self.sent_bytes as u32)
+    /// Takes over what the receiver has read. `true` when that makes a difference.
+    fn read(&mut self, header: &Header, is_answer: bool, out: &mut Aside<'_>) -> bool {
+        let was_read = out.unread.forwarded(header.fwd_cnt);
+        if was_read {
+            // News that change nothing are no reason to ask again: two ends that both do
+            // not read would keep each other busy.
+            self.marks -= Marks::ASKED;
+        }
+        if header.op == Op::CreditUpdate && !was_read && !is_answer {
+            // Linux tells of every message that is read, also of an empty one.
+            out.unread.read_empty(header.fwd_cnt);
+        }
+        self.mark(out);
+        was_read
     }
 
     /// Takes over what the sender says of its own buffer.
@@ -112,7 +143,7 @@ impl Window {
 
     /// Bytes that were sent and that the receiver has not told to have forwarded.
     fn in_flight(&self) -> u32 {
-        (self.tx_cnt() - self.fwd_cnt).0
+        (self.tx_cnt - self.fwd_cnt).0
     }
 
     /// The most that the sender sends ahead, as it reckons.
@@ -124,9 +155,9 @@ impl Window {
     }
 
     /// Whether the sender can send nothing, or thinks so.
-    fn is_full(&self) -> bool {
+    fn is_full(&self, out: &Aside<'_>) -> bool {
         let by_its_own = self.sender_buf_alloc > 0 && self.in_flight() >= self.sender_buf_alloc;
-        self.credit() == 0 || self.packets() == 0 || by_its_own
+        self.credit() == 0 || !self.takes_packets(out) || by_its_own
     }
 
     /// Whether there may be too little for the sender's next message, of which it sends
@@ -143,31 +174,32 @@ impl Window {
     /// Bytes the sender may send.
     fn credit(&self) -> u32 {
         // What was sent was granted before, so the difference never wraps.
-        (self.granted - self.tx_cnt()).0
+        (self.granted - self.tx_cnt).0
     }
 
-    /// Packets that may be delivered.
-    pub(crate) fn packets(&self) -> usize {
-        self.unread.room(self.buf_alloc)
+    /// Whether one more packet may be delivered.
+    pub(crate) fn takes_packets(&self, out: &Aside<'_>) -> bool {
+        // However small its buffer is, one who has read everything takes one.
+        !self.has(Marks::UNREAD) || out.unread.room(self.buf_alloc) > 0
     }
 
-    /// Counts a packet of the sender's; `false` when it exceeds the credit.
-    pub(crate) fn sent(&mut self, len: u32) -> bool {
-        let within = len <= self.credit();
-        if within {
-            self.sent_bytes += u64::from(len);
+    /// Counts a packet of the sender's, and how often the count `wraps`; `false` when it
+    /// exceeds the credit.
+    pub(crate) fn sent(&mut self, len: u32, wraps: &mut u32) -> bool {
+        if len > self.credit() {
+            return false;
         }
-        within
+        let (tx_cnt, has_wrapped) = self.tx_cnt.0.overflowing_add(len);
+        self.tx_cnt = Wrapping(tx_cnt);
+        if has_wrapped {
+            *wraps = wraps.wrapping_add(1);
+        }
+        true
     }
 
     /// Bytes the sender has sent in all.
-    pub(crate) fn sent_bytes(&self) -> u64 {
-        self.sent_bytes
-    }
-
-    /// Bytes that went into the receiver's RX ring in all, wrapping.
-    pub(crate) fn delivered_bytes(&self) -> u32 {
-        self.delivered.0
+    pub(crate) fn sent_bytes(&self, wraps: u32) -> u64 {
+        u64::from(wraps) << 32 | u64::from(self.tx_cnt.0)
     }
 
     /// Whether the receiver has a part of a message only, and can't read it before it has the
@@ -177,14 +209,17 @@ impl Window {
     }
 
     /// Counts a packet that went into the receiver's RX ring; of messages, whether it `ends`
-    /// one. What goes beyond [`Self::packets`] is of a message that has begun.
-    pub(crate) fn delivered(&mut self, len: usize, ends: bool) {
-        self.delivered += u32::try_from(len).unwrap_or(u32::MAX);
+    /// one. What goes beyond [what it takes](Self::takes_packets) is of a message that has
+    /// begun.
+    pub(crate) fn delivered(&mut self, len: usize, ends: bool, out: &mut Aside<'_>) {
+        let out = &mut **out;
+        out.delivered += u32::try_from(len).unwrap_or(u32::MAX);
         match len {
-            _ if self.is_within_message() => self.unread.push_on(self.delivered.0),
-            0 => self.unread.push_empty(self.delivered.0),
-            _ => self.unread.push(self.delivered.0),
+            _ if self.is_within_message() => out.unread.push_on(out.delivered.0),
+            0 => out.unread.push_empty(out.delivered.0),
+            _ => out.unread.push(out.delivered.0),
         }
+        self.marks |= Marks::UNREAD;
         if self.boundary != Boundary::None {
             self.boundary = if ends {
                 Boundary::Reached
@@ -196,160 +231,191 @@ impl Window {
 
     /// Whether the receiver is to be asked for news: somebody waits for them, or will
     /// soon, and nobody else asks. Linux never does.
-    pub(crate) fn wants_news(&mut self, now: Instant) -> bool {
-        if self.is_full() && self.requests.get_or_insert_default().begin() {
-            return true;
+    pub(crate) fn wants_news(&mut self, now: Instant, out: &mut Aside<'_>) -> bool {
+        if self.is_full(out) {
+            self.marks |= Marks::REQUESTS;
+            if out.requests.get_or_insert_default().begin() {
+                return true;
+            }
         }
         if self.may_be_short() {
-            let requests = self.requests.get_or_insert_default();
+            self.marks |= Marks::REQUESTS;
+            let requests = out.requests.get_or_insert_default();
             if requests.is_idle() {
                 requests.begin_later(now);
             }
         }
-        let is_due = || self.unread.is_half_full(self.buf_alloc) || self.is_short();
-        let soon = !self.asked && is_due();
-        self.asked |= soon;
+        let half = || self.has(Marks::UNREAD) && out.unread.is_half_full(self.buf_alloc);
+        let soon = !self.has(Marks::ASKED) && (half() || self.is_short());
+        self.marks.set(Marks::ASKED, self.has(Marks::ASKED) || soon);
         soon
     }
 
     /// A request goes to the receiver.
-    pub(crate) fn asked(&mut self, now: Instant) {
-        if let Some(requests) = &mut self.requests {
+    pub(crate) fn asked(&mut self, now: Instant, out: &mut Aside<'_>) {
+        if let Some(requests) = &mut out.requests {
             requests.sent(now);
         }
         self.unanswered = self.unanswered.saturating_add(1);
     }
 
     /// When [`Self::expire`] is due.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.requests.as_ref()?.deadline()
+    pub(crate) fn deadline(&self, out: &Aside<'_>) -> Option<Instant> {
+        if !self.has(Marks::REQUESTS) {
+            return None;
+        }
+        out.requests.as_ref()?.deadline()
     }
 
     /// Whether by `now` the receiver is to be asked, having told nothing while somebody
     /// waited.
-    pub(crate) fn expire(&mut self, now: Instant) -> bool {
-        let is_full = self.is_full();
-        let Some(requests) = &mut self.requests else {
+    pub(crate) fn expire(&mut self, now: Instant, out: &mut Aside<'_>) -> bool {
+        let is_full = self.is_full(out);
+        let all = &mut **out;
+        let Some(requests) = &mut all.requests else {
             return false;
         };
         let asks = requests.expire(now);
         // One that tells only when asked cannot tell of empty messages at all: it gets them,
         // if slowly.
-        if asks && is_full && self.unread.read_empty(self.fwd_cnt.0) {
+        if asks && is_full && all.unread.read_empty(self.fwd_cnt.0) {
             requests.begin_later(now);
         }
+        self.mark(out);
         asks
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use vsock_packet::{Cid, Op, VsockAddr};
 
     use super::*;
+    use crate::outstanding::Outstanding;
 
-    fn update(window: &mut Window, buf_alloc: u32, fwd_cnt: u32) {
+    /// A window, and what is outstanding.
+    type Both = (Window, Outstanding);
+
+    fn aside(out: &mut Outstanding) -> Aside<'_> {
+        Aside::new(slice::from_mut(out), 0)
+    }
+
+    fn sent((window, _): &mut Both, len: u32) -> bool {
+        window.sent(len, &mut 0)
+    }
+
+    fn deliver((window, out): &mut Both) {
+        window.delivered(1, false, &mut aside(out));
+    }
+
+    fn wants_news((window, out): &mut Both) -> bool {
+        window.wants_news(Instant::now(), &mut aside(out))
+    }
+
+    fn update((window, out): &mut Both, buf_alloc: u32, fwd_cnt: u32) {
         let end = VsockAddr::new(Cid::new(3), 1);
         let header = Header {
             buf_alloc,
             fwd_cnt,
             ..Header::new(Op::CreditUpdate, end, end)
         };
-        window.update(&header, Instant::now());
+        window.update(&header, Instant::now(), &mut aside(out));
     }
 
     #[test]
     fn lets_the_sender_send_what_was_granted_and_no_more() {
-        let mut window = Window::default();
-        assert!(!window.sent(1));
+        let mut window = Both::default();
+        assert!(!sent(&mut window, 1));
         update(&mut window, 100, 0);
-        assert!(window.sent(60));
-        assert!(!window.sent(41));
-        assert!(window.sent(40));
+        assert!(sent(&mut window, 60));
+        assert!(!sent(&mut window, 41));
+        assert!(sent(&mut window, 40));
         update(&mut window, 100, 50);
-        assert!(!window.sent(51));
-        assert!(window.sent(50));
+        assert!(!sent(&mut window, 51));
+        assert!(sent(&mut window, 50));
     }
 
     #[test]
     fn what_was_granted_is_not_taken_back() {
-        let mut window = Window::default();
+        let mut window = Both::default();
         update(&mut window, 100, 0);
         update(&mut window, 10, 0);
-        assert!(window.sent(100), "it may have been on its way");
+        assert!(sent(&mut window, 100), "it may have been on its way");
         update(&mut window, 10, 60);
-        assert!(!window.sent(1));
+        assert!(!sent(&mut window, 1));
         update(&mut window, 10, 100);
-        assert!(window.sent(10));
+        assert!(sent(&mut window, 10));
     }
 
     #[test]
     fn a_larger_window_than_is_bounded_counts_as_the_largest() {
-        let mut window = Window::default();
+        let mut window = Both::default();
         update(&mut window, u32::MAX, 0);
-        assert!(window.sent(MAX_WINDOW));
-        assert!(!window.sent(1));
+        assert!(sent(&mut window, MAX_WINDOW));
+        assert!(!sent(&mut window, 1));
     }
 
     #[test]
     fn a_forged_count_grants_no_more_than_the_largest_window() {
-        let mut window = Window::default();
+        let mut window = Both::default();
         update(&mut window, 1 << 20, 1 << 30);
-        assert!(window.sent(MAX_WINDOW));
-        assert!(!window.sent(1));
+        assert!(sent(&mut window, MAX_WINDOW));
+        assert!(!sent(&mut window, 1));
     }
 
     #[test]
     fn counts_across_the_wrap() {
-        let mut window = Window::default();
+        let mut window = Both::default();
         let mut fwd_cnt = 0u32;
         for _ in 0..10_000 {
             update(&mut window, 1 << 20, fwd_cnt);
-            assert!(window.sent(1 << 20));
-            assert!(!window.sent(1));
+            assert!(sent(&mut window, 1 << 20));
+            assert!(!sent(&mut window, 1));
             fwd_cnt = fwd_cnt.wrapping_add(1 << 20);
         }
     }
 
     #[test]
     fn asks_for_news_when_the_sender_has_filled_a_window_of_its_own_size() {
-        let mut window = Window::default();
-        window.update_sender(1000);
+        let mut window = Both::default();
+        window.0.update_sender(1000);
         update(&mut window, 100_000, 0);
-        assert!(window.sent(999));
-        assert!(!window.wants_news(Instant::now()));
-        assert!(window.sent(1));
-        assert!(window.wants_news(Instant::now()));
+        assert!(sent(&mut window, 999));
+        assert!(!wants_news(&mut window));
+        assert!(sent(&mut window, 1));
+        assert!(wants_news(&mut window));
         update(&mut window, 100_000, 500);
-        assert!(!window.wants_news(Instant::now()));
+        assert!(!wants_news(&mut window));
     }
 
     #[test]
     fn does_not_ask_again_after_news_that_change_nothing() {
-        let mut window = Window::default();
+        let mut window = Both::default();
         update(&mut window, 8192, 0);
         for _ in 0..4 {
-            window.sent(1);
-            window.delivered(1, false);
+            sent(&mut window, 1);
+            deliver(&mut window);
         }
-        assert!(window.wants_news(Instant::now()));
+        assert!(wants_news(&mut window));
         update(&mut window, 8192, 0);
-        assert!(!window.wants_news(Instant::now()));
+        assert!(!wants_news(&mut window));
         update(&mut window, 8192, 1);
-        window.sent(1);
-        window.delivered(1, false);
-        assert!(window.wants_news(Instant::now()));
+        sent(&mut window, 1);
+        deliver(&mut window);
+        assert!(wants_news(&mut window));
     }
 
     #[test]
     fn asks_for_news_when_somebody_waits_and_when_half_of_the_packets_are_unread() {
-        let mut window = Window::default();
+        let mut window = Both::default();
         update(&mut window, 4096, 0);
-        assert!(!window.wants_news(Instant::now()));
+        assert!(!wants_news(&mut window));
         for expected in [false, true, false, true, false] {
-            window.sent(1);
-            window.delivered(1, false);
-            assert_eq!(window.wants_news(Instant::now()), expected);
+            sent(&mut window, 1);
+            deliver(&mut window);
+            assert_eq!(wants_news(&mut window), expected);
         }
     }
 }
