@@ -53,8 +53,28 @@ pub struct Entry<H> {
 /// Generations wrap one bit early: see [`ConnectionId::to_u64`].
 const MAX_GENERATION: u32 = u32::MAX >> 1;
 
-/// `(host, guest)`: what a packet says of its connection.
-type Ends = (VsockAddr, VsockAddr);
+/// What a packet says of its connection, each end as one number: it is stored, hashed and
+/// compared as such. A processor that reads as one what it has just stored in pieces waits for
+/// all that it was to do before, other look-ups included.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Ends {
+    host: u64,
+    guest: u64,
+}
+
+impl Ends {
+    fn new(host: VsockAddr, guest: VsockAddr) -> Self {
+        let number = |end: VsockAddr| u64::from(end.cid) << 32 | u64::from(end.port.value());
+        Self {
+            host: number(host),
+            guest: number(guest),
+        }
+    }
+
+    fn of(connection: &Connection) -> Self {
+        Self::new(connection.host(), connection.guest())
+    }
+}
 
 /// The connections of one guest: found by their ends, by what they have for the guest,
 /// and by their timers.
@@ -123,7 +143,7 @@ impl<H> Table<H> {
             return Err(TableFull(self.limit));
         }
         self.generation = self.generation.wrapping_add(1) & MAX_GENERATION;
-        let ends = (connection.host(), connection.guest());
+        let ends = Ends::of(&connection);
         let generation = self.generation;
         let entry = Entry {
             connection,
@@ -140,20 +160,20 @@ impl<H> Table<H> {
 
     /// The connection that a packet of the guest's belongs to.
     pub fn find(&mut self, header: &Header) -> Option<ConnectionId> {
-        let ends = (header.dst, header.src);
+        let ends = Ends::new(header.dst, header.src);
         if let Some((latest, id)) = self.latest
             && latest == ends
         {
             return Some(id);
         }
-        let id = self.find_ends(header.dst, header.src)?;
+        let id = *self.by_ends.get(&ends)?;
         self.latest = Some((ends, id));
         Some(id)
     }
 
     /// The connection between these ends.
     pub fn find_ends(&self, host: VsockAddr, guest: VsockAddr) -> Option<ConnectionId> {
-        self.by_ends.get(&(host, guest)).copied()
+        self.by_ends.get(&Ends::new(host, guest)).copied()
     }
 
     /// An entry; `None` when it was removed.
@@ -169,7 +189,7 @@ impl<H> Table<H> {
         let Some(entry) = self.get_mut(id) else {
             return;
         };
-        let ends = (entry.connection.host(), entry.connection.guest());
+        let ends = Ends::of(&entry.connection);
         if let hash_map::Entry::Occupied(found) = self.by_ends.entry(ends)
             && *found.get() == id
         {
