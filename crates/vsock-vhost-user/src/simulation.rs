@@ -18,6 +18,7 @@
 mod application;
 mod device;
 mod mischief;
+mod notifications;
 mod talk;
 mod trickle;
 mod world;

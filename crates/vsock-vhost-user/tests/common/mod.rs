@@ -16,7 +16,7 @@ use vsock_testkit::{Error, Guest, Setup};
 use vsock_vhost_user::{AddError, GuestConfig, Server};
 
 pub use house::{PORT, connect, house, is_up};
-pub use pair::{pair, pair_of, pair_with};
+pub use pair::{Alive, pair, pair_of, pair_with};
 
 /// The CID of the guest that every [`Device`] serves.
 pub const CID: u64 = 3;
