@@ -16,6 +16,7 @@ use crate::count::Count;
 use crate::driver::{MAX_PAYLOAD, RX_BUFFER};
 use crate::noise::{Noise, Watch};
 use crate::placement::{Placement, Side};
+use crate::relay;
 use crate::ring::SIZE;
 use crate::scenario::Unit;
 use crate::statistics::median;
@@ -40,10 +41,15 @@ pub(crate) enum Limit {
     UnixPingPong,
     /// The same over two eventfds.
     EventfdPingPong,
+    /// One byte from a guest to a host application and back, by a device that only passes it
+    /// on.
+    HostRelay,
+    /// The same between siblings.
+    SiblingRelay,
 }
 
 impl Limit {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::CopyInCache,
         Self::CopyToBuffers,
         Self::CopyInMemory,
@@ -53,6 +59,8 @@ impl Limit {
         Self::UnixConnect,
         Self::UnixPingPong,
         Self::EventfdPingPong,
+        Self::HostRelay,
+        Self::SiblingRelay,
     ];
 
     pub(crate) fn name(self) -> String {
@@ -64,6 +72,8 @@ impl Limit {
             Self::UnixConnect => "AF_UNIX connections".into(),
             Self::UnixPingPong => "ping-pong over AF_UNIX".into(),
             Self::EventfdPingPong => "ping-pong over eventfds".into(),
+            Self::HostRelay => "bare relay guest-host".into(),
+            Self::SiblingRelay => "bare relay siblings".into(),
         }
     }
 
@@ -71,6 +81,7 @@ impl Limit {
     pub(crate) fn unit(self) -> Unit {
         match self {
             Self::UnixPingPong | Self::EventfdPingPong => Unit::Seconds,
+            Self::HostRelay | Self::SiblingRelay => Unit::Seconds,
             Self::UnixConnect => Unit::Connections,
             _ => Unit::Rate,
         }
@@ -98,6 +109,8 @@ impl Limit {
             Self::UnixConnect => unix_connect(cores, time),
             Self::UnixPingPong => unix_ping_pong(cores, time),
             Self::EventfdPingPong => eventfd_ping_pong(cores, time),
+            Self::HostRelay => relay::to_host(cores, time),
+            Self::SiblingRelay => relay::between_siblings(cores, time),
         }
     }
 }
@@ -200,7 +213,7 @@ fn unix_connect(cores: Placement, time: Duration) -> Result<f64> {
 }
 
 /// The median time that `round_trip` takes on the applications' side.
-fn round_trips(
+pub(crate) fn round_trips(
     cores: Placement,
     time: Duration,
     mut round_trip: impl FnMut() -> Result<()> + Send,

@@ -29,6 +29,7 @@ mod outcome;
 mod placement;
 mod plot;
 mod progress;
+mod relay;
 mod report;
 mod ring;
 mod role;

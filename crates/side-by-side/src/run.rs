@@ -58,6 +58,7 @@ fn nothing(arguments: &Arguments) -> Outcome {
         for limit in scenario
             .limits
             .iter()
+            .chain(&scenario.floor)
             .map(|&limit| (limit, scenario.placement))
         {
             if !limits.contains(&limit) {

@@ -3,7 +3,8 @@
 use crate::driver::FITTING;
 use crate::idle::Idle;
 use crate::limits::Limit::{
-    self, CopyInCache, EventfdPingPong, UnixConnect, UnixPingPong, UnixStream,
+    self, CopyInCache, EventfdPingPong, HostRelay, SiblingRelay, UnixConnect, UnixPingPong,
+    UnixStream,
 };
 use crate::lookup::Lookup;
 use crate::placement::Placement::{self, Apart, Together};
@@ -37,6 +38,8 @@ pub(crate) struct Scenario {
     pub(crate) placement: Placement,
     /// Their sum is what the machine itself would need or do.
     pub(crate) limits: Vec<Limit>,
+    /// What it takes with a device that does nothing, to be known beside it.
+    pub(crate) floor: Option<Limit>,
     /// The first is the value's.
     pub(crate) targets: Vec<Target>,
 }
@@ -52,6 +55,7 @@ impl Scenario {
             subject,
             placement: Apart,
             limits: limits.to_vec(),
+            floor: None,
             targets: targets.to_vec(),
         }
     }
@@ -159,6 +163,10 @@ fn round_trips(placement: Placement) -> Vec<Scenario> {
     ];
     let scenario = |(what, traffic, limits, most): (&str, _, [Limit; 2], _)| Scenario {
         placement,
+        floor: Some(match traffic {
+            Traffic::RoundTripSiblings => SiblingRelay,
+            _ => HostRelay,
+        }),
         ..Scenario::new(
             &format!("round trip {what}, {}", placement.name()),
             Subject::Traffic(traffic),

@@ -8,10 +8,7 @@ use std::hint::spin_loop;
 use std::time::Instant;
 
 use rustix::thread::sched_yield;
-use vhost_user_backend::VringT;
-use vm_memory::GuestAddressSpace;
 
-use crate::memory_faults;
 use crate::ring::RingPass;
 use crate::vring::Vring;
 use crate::worker::{Cause, Worker};
@@ -70,36 +67,26 @@ impl Worker {
     }
 
     /// On a core that is `shared` with another worker, that one goes first.
-    fn look_until(&self, until: Instant, shared: bool) -> Option<Cause> {
-        let (vring, memory) = self.tx_ring()?;
-        let memory = memory.memory();
-        let mut ring = vring.get_mut();
-        if !ring.is_enabled() || vring.fault().get().is_some() {
-            // Nothing would be taken from it, however often it is found ready.
-            return None;
-        }
-        memory_faults::within(&memory, vring.fault(), || {
-            let mut tx = RingPass::begin(ring.get_queue_mut(), &memory)?;
-            loop {
-                if tx.is_ready() {
-                    return Some(Cause::Tx);
-                }
-                if self.poller.is_ready() {
-                    return Some(Cause::Host);
-                }
-                if self.port.is_refilled() {
-                    return Some(Cause::Rx);
-                }
-                if Instant::now() >= until || vring.fault().get().is_some() {
-                    return None;
-                }
-                if shared {
-                    sched_yield();
-                } else {
-                    spin_loop();
-                }
+    fn look_until(&mut self, until: Instant, shared: bool) -> Option<Cause> {
+        loop {
+            let found = self.look_at_rings();
+            let found = found.or_else(|| self.poller.is_ready().then_some(Cause::Host));
+            if found.is_some() || Instant::now() >= until {
+                return found;
             }
-        })
+            if shared {
+                sched_yield();
+            } else {
+                spin_loop();
+            }
+        }
+    }
+
+    fn look_at_rings(&mut self) -> Option<Cause> {
+        if self.with_tx(|_, mut pass, _| pass.is_ready()) == Some(true) {
+            return Some(Cause::Tx);
+        }
+        self.port.is_refilled().then_some(Cause::Rx)
     }
 
     /// Asks the guest to kick again, before the worker sleeps.
@@ -107,16 +94,9 @@ impl Worker {
         if !std::mem::take(&mut self.looks_for_tx) || self.tx_is_pending() {
             return;
         }
-        let Some((vring, memory)) = self.tx_ring() else {
-            return;
-        };
-        let memory = memory.memory();
-        let has_more = memory_faults::within(&memory, vring.fault(), || {
-            let mut ring = vring.get_mut();
-            RingPass::begin(ring.get_queue_mut(), &memory)
-                .is_some_and(|mut pass| pass.enable_kicks())
-        });
-        if has_more && let Some(session) = &mut self.session {
+        if self.with_tx(|_, mut pass, _| pass.enable_kicks()) == Some(true)
+            && let Some(session) = &mut self.session
+        {
             session.tx_is_pending = true;
             self.poller.waker().wake();
         }
@@ -129,6 +109,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use vhost_user_backend::VringT;
     use vm_memory::{GuestAddress, GuestMemoryAtomic};
     use vsock_packet::GuestCid;
     use vsock_router::{Routers, Switch};

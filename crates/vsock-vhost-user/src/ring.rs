@@ -96,6 +96,11 @@ impl<'q, 'm> RingPass<'q, 'm> {
         })
     }
 
+    /// The queue that it is a pass over.
+    pub(crate) fn queue(&self) -> &Queue {
+        self.queue
+    }
+
     /// Whether the pass has taken as many chains as the ring is long: time for another.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.left == 0

@@ -37,26 +37,31 @@ pub(crate) struct Drained {
 impl Worker {
     /// Takes what the guest sent, at most as many chains as its ring is long.
     pub(crate) fn drain_tx(&mut self) -> Drained {
-        let Some((vring, memory)) = self.tx_ring() else {
-            return Drained::default();
-        };
+        self.with_tx(Self::drain).unwrap_or_default()
+    }
+
+    /// One pass over the TX ring. `None` when nothing is to be taken from it now: it is not
+    /// started or not enabled, it is at fault, or the session is ending.
+    pub(crate) fn with_tx<R>(
+        &mut self,
+        work: impl for<'m> FnOnce(&mut Self, RingPass<'_, 'm>, &'m Memory) -> R,
+    ) -> Option<R> {
+        let (vring, memory) = self.tx_ring()?;
         let mut ring = vring.get_mut();
         if !ring.is_enabled() || vring.fault().get().is_some() {
-            return Drained::default();
+            return None;
         }
         let memory = memory.memory();
         memory_faults::within(&memory, vring.fault(), || {
-            self.drain(ring.get_queue_mut(), &memory)
+            let pass = RingPass::begin(ring.get_queue_mut(), &memory)?;
+            Some(work(self, pass, &memory))
         })
     }
 
-    fn drain(&mut self, queue: &mut Queue, memory: &Memory) -> Drained {
+    fn drain<'m>(&mut self, mut pass: RingPass<'_, 'm>, memory: &'m Memory) -> Drained {
         let mut drained = Drained {
-            most_owed: most_owed(queue),
+            most_owed: most_owed(pass.queue()),
             ..Drained::default()
-        };
-        let Some(mut pass) = RingPass::begin(queue, memory) else {
-            return drained;
         };
         let mut idle_rounds = 0;
         let mut held = false;
@@ -128,15 +133,9 @@ impl Worker {
     }
 
     /// Whether the guest has not seen by itself that so many chains came back.
-    fn still_waits(&self, chains: u16) -> bool {
-        self.tx_ring().is_some_and(|(vring, memory)| {
-            let memory = memory.memory();
-            let mut ring = vring.get_mut();
-            memory_faults::within(&memory, vring.fault(), || {
-                RingPass::begin(ring.get_queue_mut(), &memory)
-                    .is_some_and(|pass| pass.wants_notification(chains).unwrap_or(false))
-            })
-        })
+    fn still_waits(&mut self, chains: u16) -> bool {
+        let wants = self.with_tx(|_, pass, _| pass.wants_notification(chains));
+        wants.is_some_and(|wants| wants.unwrap_or(false))
     }
 
     fn take_chain<'m>(

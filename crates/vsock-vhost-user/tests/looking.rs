@@ -9,9 +9,17 @@ use std::time::{Duration, Instant};
 
 use common::{CID, Device, pattern};
 use vsock_packet::GuestCid;
-use vsock_testkit::Error;
 use vsock_testkit::host::{HostListener, Service};
+use vsock_testkit::{Error, Guest, Setup};
 use vsock_vhost_user::GuestConfig;
+
+/// A guest that soon gives up, for it is going to be removed.
+fn impatient(device: &Device) -> Result<Guest, Error> {
+    device.guest_with(Setup {
+        patience: Duration::from_secs(3),
+        ..Setup::default()
+    })
+}
 
 /// Lets time pass without sleeping, which would take longer than the pauses that matter.
 fn pass(time: Duration) {
@@ -48,7 +56,7 @@ fn every_question_is_heard_however_long_the_pause_before_it() -> Result<(), Erro
 fn a_guest_that_keeps_its_worker_looking_can_be_removed_at_once() -> Result<(), Error> {
     let device = Device::with(|config| config.busy_poll = GuestConfig::MAX_BUSY_POLL);
     let host = HostListener::bind(&device.uds(), 700)?;
-    let mut guest = device.guest()?;
+    let mut guest = impatient(&device)?;
     let stream = guest.connect(700)?;
     let mut end = host.accept()?;
     let reader = thread::spawn(move || while end.read_exact(4096).is_ok() {});
