@@ -15,11 +15,13 @@
 
 use std::time::{Duration, Instant};
 
-/// How long a trickle is left alone after each read: the most that a byte of it waits here.
-pub(crate) const PAUSE: Duration = Duration::from_micros(50);
+/// How long a trickle is left alone after each read: the most that a byte of it waits here. It
+/// is longer than a worker looks for more to do by default, so that the worker sleeps meanwhile.
+pub(crate) const PAUSE: Duration = Duration::from_micros(100);
 
-/// Reads that follow each other within a pause until they are taken for a trickle.
+/// Reads that follow each other closely until they are taken for a trickle, and how closely.
 const FEW: u8 = 8;
+const CLOSELY: Duration = Duration::from_micros(50);
 
 /// A read of so many bytes is none of a trickle: before one is gathered, and while it is.
 const LITTLE: usize = 4096;
@@ -49,8 +51,8 @@ impl Trickle {
         let bytes = std::mem::take(&mut self.bytes);
         let gathered = self.is_gathered();
         let last_read = self.last_read.replace(now);
-        let follows =
-            last_read.is_some_and(|last| gathered || now.saturating_duration_since(last) <= PAUSE);
+        let is_close = |last| now.saturating_duration_since(last) <= CLOSELY;
+        let follows = gathered || last_read.is_some_and(is_close);
         let little = bytes < if gathered { LITTLE_GATHERED } else { LITTLE };
         let unasked = std::mem::replace(&mut self.said, said) == said;
         self.reads = if follows && little && unasked {
@@ -108,17 +110,17 @@ mod tests {
     fn little_by_little_is_a_trickle_and_more_at_once_ends_it() {
         let mut scene = Scene::new();
         let few = usize::from(FEW);
-        assert_eq!(scene.read(few, 64, PAUSE), 0, "the first follows nothing");
-        assert_eq!(scene.read(1, 64, PAUSE), 1);
+        assert_eq!(scene.read(few, 64, CLOSELY), 0, "the first follows nothing");
+        assert_eq!(scene.read(1, 64, CLOSELY), 1);
         assert_eq!(scene.read(10, LITTLE_GATHERED - 1, 2 * PAUSE), 10);
-        assert_eq!(scene.read(1, LITTLE_GATHERED, PAUSE), 0);
-        assert_eq!(scene.read(few, 64, PAUSE), 1);
+        assert_eq!(scene.read(1, LITTLE_GATHERED, CLOSELY), 0);
+        assert_eq!(scene.read(few, 64, CLOSELY), 1);
     }
 
     #[test]
     fn what_comes_now_and_then_is_none() {
         let mut scene = Scene::new();
-        assert_eq!(scene.read(1_000, 64, PAUSE + Duration::from_nanos(1)), 0);
+        assert_eq!(scene.read(1_000, 64, CLOSELY + Duration::from_nanos(1)), 0);
     }
 
     #[test]
