@@ -198,7 +198,7 @@ impl Connections {
         true
     }
 
-    /// Has the socket watched for what its end waits for now.
+    /// Has the socket watched for what its end waits for now, which is not nothing.
     fn watch(
         &mut self,
         id: ConnectionId,
@@ -207,26 +207,43 @@ impl Connections {
         let Some(entry) = self.table.get_mut(id) else {
             return false;
         };
-        let events = entry.host.watch();
+        let (_, events) = entry.host.watch();
         let socket = entry.host.socket();
         socket.is_some_and(|socket| {
             how(&self.registry, socket, Token::Connection(id), events).is_ok()
         })
     }
 
-    /// The socket has begun, or ceased, to be full: this is to be watched for.
+    /// What the socket is to be watched for may have changed: it is full, or not any more, or
+    /// left alone for a while.
     fn rewatch(&mut self, id: ConnectionId) {
-        let changed = |host: &HostEnd| host.is_watched_otherwise() && host.socket().is_some();
-        let changed = self
-            .table
-            .get_mut(id)
-            .is_some_and(|entry| changed(&entry.host));
-        if changed
-            && !self.watch(id, Registry::modify)
-            && let Some(entry) = self.table.get_mut(id)
-        {
-            // Without being told of room nothing more could be written.
-            entry.connection.reset(Cause::HostError);
+        let Some(entry) = self.table.get_mut(id) else {
+            return;
+        };
+        if !entry.host.is_watched_otherwise() {
+            return;
+        }
+        let (before, events) = entry.host.watch();
+        let Some(socket) = entry.host.socket() else {
+            return;
+        };
+        let token = Token::Connection(id);
+        let result = if events.is_empty() {
+            self.registry.remove(socket)
+        } else if before.is_empty() {
+            self.registry.add(socket, token, events)
+        } else {
+            self.registry.modify(socket, token, events)
+        };
+        match result {
+            Ok(()) => (),
+            // There is no memory for it now: it is left alone for longer.
+            Err(_) if before.is_empty() => {
+                entry.host.unwatched();
+                self.read_later(id);
+            }
+            // Without being told of room or bytes nothing more could be carried.
+            Err(_) => entry.connection.reset(Cause::HostError),
         }
     }
 
@@ -360,8 +377,14 @@ impl Connections {
 
     /// Has a trickle read later, which is the only way that more of it is heard of.
     fn put_off(&mut self, id: ConnectionId) {
+        let entry = self.table.get_mut(id);
+        if entry.is_some_and(|entry| entry.host.is_left_alone()) {
+            self.read_later(id);
+        }
+    }
+
+    fn read_later(&mut self, id: ConnectionId) {
         if let Some(entry) = self.table.get_mut(id)
-            && entry.host.is_left_alone()
             && !std::mem::replace(&mut entry.host.is_put_off, true)
         {
             self.put_off.push_back((self.now + trickle::PAUSE, id));

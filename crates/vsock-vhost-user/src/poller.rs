@@ -226,6 +226,11 @@ impl Registry {
         mishaps::note_watched(&self.0, fd, token.to_u64(), flags);
         Ok(epoll::modify(&self.0, fd, data, flags)?)
     }
+
+    /// Watches a descriptor no longer.
+    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::delete(&self.0, fd)?)
+    }
 }
 
 /// Wakes a poller, from any thread.

@@ -124,12 +124,15 @@ fn an_answer_comes_at_once() {
 }
 
 #[test]
-fn the_end_of_a_trickle_comes_at_once_with_all_before_it() {
+fn the_end_of_a_trickle_comes_a_pause_after_all_before_it() {
     let mut scene = Scene::set();
     scene.begin();
     assert_eq!(scene.write(), 0);
     scene.application.shutdown(Shutdown::Write).unwrap();
+    device::pass(PAUSE);
     assert_eq!(scene.take(), 1);
+    device::pass(PAUSE);
+    scene.take();
     assert!(scene.guest.stream(scene.stream).at_end());
 }
 
