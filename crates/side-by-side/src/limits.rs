@@ -32,8 +32,11 @@ pub(crate) enum Limit {
     CopyToBuffers,
     /// Copying 1 GiB through memory.
     CopyInMemory,
-    /// An AF_UNIX stream between two threads with writes of so many bytes.
+    /// An AF_UNIX stream from the device's side to the applications' with writes of so many
+    /// bytes.
     UnixStream(usize),
+    /// The same the other way.
+    UnixStreamBack(usize),
     /// AF_UNIX connections that one thread opens and closes, as fast as another accepts them
     /// and reads their end.
     UnixConnect,
@@ -49,13 +52,15 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::CopyInCache,
         Self::CopyToBuffers,
         Self::CopyInMemory,
         Self::UnixStream(64 << 10),
         Self::UnixStream(4 << 10),
         Self::UnixStream(64),
+        Self::UnixStreamBack(64 << 10),
+        Self::UnixStreamBack(64),
         Self::UnixConnect,
         Self::UnixPingPong,
         Self::EventfdPingPong,
@@ -69,6 +74,7 @@ impl Limit {
             Self::CopyToBuffers => "memcpy, 64 KiB blocks to RX buffers".into(),
             Self::CopyInMemory => "memcpy, 1 GiB through memory".into(),
             Self::UnixStream(len) => format!("AF_UNIX stream, writes of {len} bytes"),
+            Self::UnixStreamBack(len) => format!("AF_UNIX stream back, writes of {len} bytes"),
             Self::UnixConnect => "AF_UNIX connections".into(),
             Self::UnixPingPong => "ping-pong over AF_UNIX".into(),
             Self::EventfdPingPong => "ping-pong over eventfds".into(),
@@ -105,7 +111,12 @@ impl Limit {
             Self::CopyInCache => alone(|time| copy(64 << 10, time)),
             Self::CopyToBuffers => alone(copy_to_buffers),
             Self::CopyInMemory => alone(|_| copy(1 << 30, Duration::ZERO)),
-            Self::UnixStream(len) => unix_stream(len, cores, time),
+            Self::UnixStream(len) => {
+                unix_stream(len, [Side::Device, Side::Applications], cores, time)
+            }
+            Self::UnixStreamBack(len) => {
+                unix_stream(len, [Side::Applications, Side::Device], cores, time)
+            }
             Self::UnixConnect => unix_connect(cores, time),
             Self::UnixPingPong => unix_ping_pong(cores, time),
             Self::EventfdPingPong => eventfd_ping_pong(cores, time),
@@ -152,13 +163,13 @@ fn copy_to_buffers(time: Duration) -> f64 {
     }
 }
 
-/// A stream from the device's side to the applications'.
-fn unix_stream(len: usize, cores: Placement, time: Duration) -> Result<f64> {
+/// A stream from one side to the other.
+fn unix_stream(len: usize, [from, to]: [Side; 2], cores: Placement, time: Duration) -> Result<f64> {
     let (mut writer, mut reader) = UnixStream::pair().context("socketpair")?;
     let (count, stopped) = (Count::default(), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
-            let placed = cores.enter(Side::Device);
+            let placed = cores.enter(from);
             let bytes = vec![0; len];
             while writer.write_all(&bytes).is_ok() {
                 if stopped.load(Ordering::Relaxed) {
@@ -169,7 +180,7 @@ fn unix_stream(len: usize, cores: Placement, time: Duration) -> Result<f64> {
             placed
         });
         scope.spawn(|| {
-            let placed = cores.enter(Side::Applications);
+            let placed = cores.enter(to);
             let mut buffer = vec![0; 64 << 10];
             while let Ok(read @ 1..) = reader.read(&mut buffer) {
                 count.add(read as u64);

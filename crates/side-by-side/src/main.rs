@@ -46,6 +46,7 @@ mod stream;
 mod table;
 mod target;
 mod traffic;
+mod warm;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -9,6 +9,7 @@
 //!              applications' side                    device's side
 //!   limit      the one who waits for an answer       the one who answers
 //!              the reader of a stream                its writer, and who copies memory
+//!              the writer of a stream back           its reader
 //!   scenario   guests and the host's applications    the daemon, all its threads
 //! ```
 //!

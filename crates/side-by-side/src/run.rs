@@ -14,11 +14,13 @@ use crate::progress::Progress;
 use crate::sample::{self, Sample, Subject};
 use crate::scenario::Scenario;
 use crate::series::Series;
+use crate::warm::Warm;
 
 /// Measures everything, round by round.
 pub(crate) fn measure(arguments: &Arguments) -> Result<Outcome> {
     let mut outcome = nothing(arguments);
     placement::look_around()?;
+    let _warm = Warm::up()?;
     let steps = outcome.limits.len() + outcome.rows.len();
     let mut progress = Progress::new(arguments.rounds, steps);
     for round in 0..arguments.rounds {

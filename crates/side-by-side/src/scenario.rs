@@ -4,7 +4,7 @@ use crate::driver::FITTING;
 use crate::idle::Idle;
 use crate::limits::Limit::{
     self, CopyInCache, EventfdPingPong, HostRelay, SiblingRelay, UnixConnect, UnixPingPong,
-    UnixStream,
+    UnixStream, UnixStreamBack,
 };
 use crate::lookup::Lookup;
 use crate::placement::Placement::{self, Apart, Together};
@@ -93,6 +93,7 @@ impl Scenario {
 fn streams() -> Vec<Scenario> {
     use Traffic::{Siblings, ToGuest, ToHost};
     let (unix, small) = (&[UnixStream(64 * KIB)], &[UnixStream(64)]);
+    let (unix_back, small_back) = (&[UnixStreamBack(64 * KIB)], &[UnixStreamBack(64)]);
     let stream = |name, traffic, limits: &[Limit], targets: &[Target]| {
         Scenario::new(name, Subject::Traffic(traffic), limits, targets)
     };
@@ -118,13 +119,13 @@ fn streams() -> Vec<Scenario> {
         stream(
             "host to guest, 64 KiB writes",
             ToGuest(64 * KIB),
-            unix,
+            unix_back,
             &[LimitAtLeast(0.70)],
         ),
         stream(
             "host to guest, 64 B writes",
             ToGuest(64),
-            small,
+            small_back,
             &[LimitAtLeast(0.80)],
         ),
         stream(

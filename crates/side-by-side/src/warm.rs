@@ -1,0 +1,52 @@
+//! Memory that is there when it is needed.
+//!
+//! A virtual machine may give free memory back to its hypervisor, in large blocks (free page
+//! reporting). To use such a page again costs several microseconds, and what is written to a
+//! socket takes new pages all the time. Whether they are new to the machine, too, decides
+//! then: the same stream came to 500 and to 5,000 MiB/s within minutes.
+//!
+//! So the run takes memory, uses it, and gives all but one page in each block back. What is
+//! free between them is too small to be given away, and is what the kernel takes first.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// How much is to be there, in blocks.
+const BLOCKS: usize = 2048;
+/// Well below the smallest that is given away (4 MiB on x86-64), and large enough for the
+/// allocator to map it by itself.
+const BLOCK: usize = 1 << 20;
+/// So much of what is available is left alone.
+const KEPT: usize = 2;
+
+/// Free memory stays warm while this lives.
+#[derive(Debug)]
+pub(crate) struct Warm {
+    _pages: Vec<Vec<u8>>,
+}
+
+impl Warm {
+    /// Warms memory, less where there is little.
+    pub(crate) fn up() -> Result<Self> {
+        let blocks = BLOCKS.min(available()? / KEPT / BLOCK);
+        // All of them before the first is made smaller, or that would serve for the next.
+        let mut pages: Vec<_> = (0..blocks).map(|_| vec![1_u8; BLOCK]).collect();
+        for page in &mut pages {
+            page.truncate(1);
+            page.shrink_to_fit();
+        }
+        Ok(Self { _pages: pages })
+    }
+}
+
+/// What could be allocated, in bytes.
+fn available() -> Result<usize> {
+    let path = "/proc/meminfo";
+    let all = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let line = all
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+    Ok(kib.with_context(|| format!("find MemAvailable in {path}"))? << 10)
+}
