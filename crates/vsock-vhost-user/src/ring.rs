@@ -96,11 +96,6 @@ impl<'q, 'm> RingPass<'q, 'm> {
         })
     }
 
-    /// The queue that it is a pass over.
-    pub(crate) fn queue(&self) -> &Queue {
-        self.queue
-    }
-
     /// Whether the pass has taken as many chains as the ring is long: time for another.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.left == 0
@@ -204,17 +199,12 @@ impl<'q, 'm> RingPass<'q, 'm> {
         self.queue.set_next_used(self.next_used);
         // The index must be visible before the driver's wish is read: it does the reverse.
         fence(Ordering::SeqCst);
-        self.wants_notification(self.next_used.wrapping_sub(published))
-    }
-
-    /// Whether the driver wants to know of the last `count` chains published.
-    pub(crate) fn wants_notification(&self, count: u16) -> Result<bool, Error> {
         if !self.queue.event_idx_enabled() {
             return Ok(self.load_available(0)? & AVAIL_NO_INTERRUPT == 0);
         }
         let used_event = self.load_available(4 + 2 * usize::from(self.queue.size()))?;
         let since_event = self.next_used.wrapping_sub(used_event).wrapping_sub(1);
-        Ok(since_event < count)
+        Ok(since_event < self.next_used.wrapping_sub(published))
     }
 
     fn load_available(&self, offset: usize) -> Result<u16, Error> {

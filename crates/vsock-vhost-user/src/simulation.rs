@@ -18,7 +18,6 @@
 mod application;
 mod device;
 mod mischief;
-mod notifications;
 mod talk;
 mod trickle;
 mod world;

@@ -7,7 +7,7 @@
 
 use tracing::debug;
 use vhost_user_backend::VringT;
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use virtio_queue::DescriptorChain;
 use vm_memory::GuestAddressSpace;
 use vsock_packet::chain::read_packet;
 
@@ -23,13 +23,9 @@ const CHAINS_PER_PUBLISH: usize = 32;
 /// What a pass over the TX ring leaves to be done.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Drained {
-    /// Chains returned.
-    returned: u16,
-    /// The driver wants to be notified of them. Better when there is something for it in the
-    /// RX ring too, such as the credit that it waits for: then it wakes up once for both.
-    notify: bool,
-    /// Of how many it may be notified later.
-    most_owed: u16,
+    /// The driver wants to be notified. Better when there is something for it in the RX ring
+    /// too, such as the credit that it waits for: then it wakes up once for both.
+    pub(crate) notify: bool,
     /// There may be more to take.
     pub(crate) more: bool,
 }
@@ -59,17 +55,13 @@ impl Worker {
     }
 
     fn drain<'m>(&mut self, mut pass: RingPass<'_, 'm>, memory: &'m Memory) -> Drained {
-        let mut drained = Drained {
-            most_owed: most_owed(pass.queue()),
-            ..Drained::default()
-        };
+        let mut drained = Drained::default();
         let mut idle_rounds = 0;
         let mut held = false;
         let mut gathered = Gathered::default();
         pass.disable_kicks();
         loop {
             let taken = self.take_chains(&mut pass, memory, &mut gathered);
-            drained.returned = drained.returned.saturating_add(taken as u16);
             drained.notify |= pass.publish().unwrap_or_else(|error| {
                 debug!(%error, "the TX ring is broken");
                 false
@@ -114,30 +106,6 @@ impl Worker {
         taken
     }
 
-    /// Notifies the guest of returned chains, now or later.
-    pub(crate) fn notify_tx(&mut self, drained: &Drained) {
-        let Drained {
-            returned,
-            notify,
-            most_owed,
-            ..
-        } = *drained;
-        let is_to_know = self.owed.returned(returned, notify, most_owed, self.now)
-            || self
-                .owed
-                .fall_due(self.now)
-                .is_some_and(|chains| self.still_waits(chains));
-        if is_to_know && let Some((vring, _)) = self.tx_ring() {
-            vring.notify();
-        }
-    }
-
-    /// Whether the guest has not seen by itself that so many chains came back.
-    fn still_waits(&mut self, chains: u16) -> bool {
-        let wants = self.with_tx(|_, pass, _| pass.wants_notification(chains));
-        wants.is_some_and(|wants| wants.unwrap_or(false))
-    }
-
     fn take_chain<'m>(
         &mut self,
         memory: &'m Memory,
@@ -157,15 +125,5 @@ impl Worker {
                 }
             }
         }
-    }
-}
-
-/// How many chains a driver may be owed the notification of: few enough to leave it room.
-/// Without EVENT_IDX nothing tells whether it has seen them by itself.
-fn most_owed(queue: &Queue) -> u16 {
-    if queue.event_idx_enabled() {
-        queue.size() / 4
-    } else {
-        0
     }
 }

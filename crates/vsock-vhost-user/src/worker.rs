@@ -35,7 +35,6 @@ use crate::fault::Fault;
 use crate::handle::Settings;
 use crate::inbox::Inbox;
 use crate::memory::SharedMemory;
-use crate::owed::Owed;
 use crate::patience::Patience;
 use crate::poller::{Poller, Token};
 use crate::rate::Bucket;
@@ -87,8 +86,6 @@ pub(crate) struct Worker {
     pub(crate) cores: Cores,
     /// The guest was not asked to kick: the worker is going to look for itself.
     pub(crate) looks_for_tx: bool,
-    /// Returned TX chains.
-    pub(crate) owed: Owed,
 }
 
 /// Why a worker could not be made.
@@ -194,7 +191,6 @@ impl Worker {
             refusals: Seldom::default(),
             patience: Patience::new(config.busy_poll),
             looks_for_tx: false,
-            owed: Owed::default(),
             cores: cores.clone(),
         };
         worker.set_limits(&Settings::of(config));
@@ -230,7 +226,6 @@ impl Worker {
     /// The frontend is gone, and the guest with it.
     pub(crate) fn end_session(&mut self) {
         self.session = None;
-        self.owed = Owed::default();
         self.port.detach();
         self.set_state(GuestState::Waiting);
         self.end_connections();
@@ -304,12 +299,6 @@ impl Worker {
         };
         if let (Some(rings), Some(stopped)) = (&session.rings, session.stopped.get_mut(index)) {
             *stopped = rings.get(index).map(Position::of);
-        }
-        if index == TX
-            && self.owed.settle()
-            && let Some(rings) = &session.rings
-        {
-            rings[TX].notify();
         }
         if index == RX {
             self.port.close();
@@ -405,13 +394,16 @@ impl Worker {
         self.member.handle_timeouts(now);
         more |= self.admit_callers(now);
         more |= self.fill_rx();
-        self.notify_tx(&drained);
+        if drained.notify
+            && let Some((tx, _)) = self.tx_ring()
+        {
+            tx.notify();
+        }
         let timeouts = [
             self.connections.next_timeout(),
             self.door.next_timeout(),
             self.member.next_timeout(),
             self.may_send_at(),
-            self.owed.deadline(),
         ];
         self.poller.arm(timeouts.into_iter().flatten().min(), now);
         self.gauges.set_connections(self.connections.len());

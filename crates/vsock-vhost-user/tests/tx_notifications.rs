@@ -1,5 +1,5 @@
-//! Notifications of returned TX chains may come late, but they come: to guests that wait for
-//! each, with and without EVENT_IDX, and to those that have filled their ring.
+//! Notifications of returned TX chains come: to guests that wait for each, with and without
+//! EVENT_IDX, and to those that have filled their ring.
 
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 

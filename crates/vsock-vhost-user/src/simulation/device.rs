@@ -1,7 +1,6 @@
 //! One guest's device: its worker and its rings, as a frontend would have set them up.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,11 +81,6 @@ impl Device {
         device.kicks.0.iter().for_each(|kick| kick.set(true));
         device.wake_up();
         (device, guest.unwrap())
-    }
-
-    /// Has the driver be notified of a ring by this.
-    pub(super) fn set_call(&self, ring: usize, call: File) {
-        self.rings[ring].set_call(Some(call));
     }
 
     /// The VM is stopped.
