@@ -20,6 +20,7 @@ use crate::counters::Counters;
 use crate::handle::Settings;
 use crate::host_end::{HostEnd, Read};
 use crate::memory::Piece;
+use crate::parting::Partings;
 use crate::poller::{EventFlags, Registry, Token};
 use crate::rx::{Room, RxPass};
 use crate::status::ConnectionStatus;
@@ -44,6 +45,8 @@ pub(crate) struct Connections {
     put_off: VecDeque<(Instant, ConnectionId)>,
     /// How often the guest has sent payload, modulo 2^32.
     said: u32,
+    /// Sockets of those that are over, still to be closed.
+    partings: Partings,
     /// The time of this turn of the worker.
     now: Instant,
 }
@@ -67,8 +70,14 @@ impl Connections {
             registry,
             put_off: VecDeque::new(),
             said: 0,
+            partings: Partings::default(),
             now: Instant::now(),
         }
+    }
+
+    /// Closes the sockets of connections that are over: the guest has been told.
+    pub(crate) fn part(&mut self) {
+        self.partings.close();
     }
 
     /// Begins a turn: it is `now` until the next one.
@@ -458,7 +467,9 @@ impl Connections {
         }
         if connection.closed().is_some() {
             if host.is_flushed() {
-                host.close();
+                if let Some(parting) = host.close() {
+                    self.partings.add(parting);
+                }
             } else {
                 // The application may be waiting for its own writes to be read.
                 host.end_reading();

@@ -2,7 +2,6 @@
 //! to be written to it.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -13,6 +12,7 @@ use vsock_router::Record;
 
 use crate::memory::Piece;
 use crate::mishaps::{self, Call};
+use crate::parting::Parting;
 use crate::poller::EventFlags;
 use crate::socket_io::{self, Received};
 use crate::trickle::Trickle;
@@ -355,30 +355,10 @@ impl HostEnd {
         }
     }
 
-    /// Closes the socket: the application gets what was written, then the end.
-    ///
-    /// What the application sent and nobody read would turn that end into an error
-    /// (ECONNRESET), so it is read first, as much of it as a socket holds.
-    pub(crate) fn close(&mut self) {
-        const SOCKET_HOLDS: usize = 1 << 20;
-        let Some(socket) = self.socket.take() else {
-            return;
-        };
+    /// What is left of it when it is closed, if it was open.
+    pub(crate) fn close(&mut self) -> Option<Parting> {
         self.buffer = TxBuffer::default();
-        let mut scrap = [MaybeUninit::uninit(); 4096];
-        let mut left = SOCKET_HOLDS;
-        while let Ok((_, read @ 1..)) =
-            rustix::net::recv(&socket, &mut scrap[..], RecvFlags::DONTWAIT)
-        {
-            if left == SOCKET_HOLDS {
-                // There is more to read now, but it has an end.
-                let _ = rustix::net::shutdown(&socket, Shutdown::Both);
-            }
-            left = left.saturating_sub(read);
-            if left == 0 {
-                return;
-            }
-        }
+        self.socket.take().map(Parting::from)
     }
 
     /// The socket, while it is open.
@@ -398,6 +378,7 @@ fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
 #[cfg(test)]
 mod tests {
     use std::io::{IoSlice, Read as _, Write};
+    use std::mem::MaybeUninit;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
 
@@ -587,13 +568,5 @@ mod tests {
             "the watch for room began when it was there"
         );
         assert_eq!(told + scene.end.flush(), sent);
-    }
-
-    #[test]
-    fn what_nobody_read_is_no_error_to_the_application() {
-        let mut scene = Scene::set();
-        scene.application.write_all(b"unread").unwrap();
-        scene.end.close();
-        assert_eq!(scene.application.read(&mut [0; 10]).unwrap(), 0);
     }
 }

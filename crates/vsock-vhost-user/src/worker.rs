@@ -275,6 +275,7 @@ impl Worker {
     fn end_connections(&mut self) {
         self.set_now();
         self.connections.abandon();
+        self.connections.part();
         self.member.reset(self.now);
     }
 
@@ -399,6 +400,7 @@ impl Worker {
         {
             tx.notify();
         }
+        self.connections.part();
         let timeouts = [
             self.connections.next_timeout(),
             self.door.next_timeout(),
