@@ -94,6 +94,11 @@ impl WrittenAccess {
         })
     }
 
+    /// Those that are written.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Written> {
+        self.mode.iter().chain(&self.owner)
+    }
+
     /// # Errors
     ///
     /// They are not what they were at the start.

@@ -119,11 +119,12 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
     start_log()?;
     let notifier = Arc::new(Notifier::from_env());
     let activation = Activation::from_env()?;
-    let relay = take_inherited(&mut vms)?;
     let (control, listener) = activation.control(control)?;
+    examine_control_access(&control_access, control.is_some(), listener.is_some())?;
     if vms.is_empty() && config.is_none() && control.is_none() {
         return Err(nothing_to_do().into());
     }
+    let relay = take_inherited(&mut vms)?;
     let claim = control_claim(control.as_ref(), listener.is_some())?;
     claim
         .iter()
@@ -209,6 +210,32 @@ fn nothing_to_do() -> Mistake {
         "give --guest-cid, --socket and --uds-path, or --vm, or --config, or --control \
          (see --help)",
     )
+}
+
+/// Who may connect is said of a control socket that the daemon creates: where there is none
+/// this is a mistake, and an inherited one stays as it is.
+fn examine_control_access(
+    written: &WrittenAccess,
+    has_control: bool,
+    is_inherited: bool,
+) -> Result<(), Mistake> {
+    for written in written.iter() {
+        if !has_control {
+            return Err(Mistake::new(
+                written.setting(),
+                "there is no control socket",
+                "name one by --control, or leave this out",
+            ));
+        }
+        if is_inherited {
+            warn!(
+                "{}: has no effect, since the service manager made the control socket: it is for \
+                 the daemon's own user and root",
+                written.setting()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Confines all of the daemon, which has no second thread yet; it keeps to the territory

@@ -13,7 +13,7 @@ use rustix::process::{Signal, getegid, geteuid};
 use serde_json::json;
 use support::http::{Control, vm};
 use support::refusal::refused;
-use support::{BINARY, Daemon, directory};
+use support::{BINARY, Daemon, directory, run};
 use vsock_testkit::host::Service;
 use vsock_testkit::{Error, Guest, Setup};
 
@@ -165,6 +165,31 @@ fn refuses_modes_and_owners_that_cannot_be() {
         &["--config", "D/vms.toml", "--socket-mode=0600"],
         &["vms.toml:1: socket_mode = 0660: there is also --socket-mode 0600; keep one of them"],
     );
+}
+
+#[test]
+fn refuses_to_say_who_may_connect_to_no_control_socket() {
+    let dir = directory();
+    let vm = option(Path::new("D"), 3, "");
+    let words = |setting: &str| format!("{setting}: there is no control socket; name one by");
+    let owner = format!(":{}", getegid().as_raw());
+    for (key, value) in [("--control-mode", "0660"), ("--control-owner", &owner)] {
+        let args = [vm.as_str(), &format!("{key}={value}")];
+        refused(dir.path(), &args, &[&words(&format!("{key} {value}"))]);
+    }
+    let text = format!(
+        "[[vm]]\ncid = 3\nsocket = \"{0}/3.sock\"\nuds_path = \"{0}/3.vsock\"\n",
+        dir.path().display()
+    );
+    for (key, value) in [("control_mode", "0660"), ("control_owner", &owner)] {
+        let file = format!("\n{key} = \"{value}\"\n{text}");
+        fs::write(dir.path().join("vms.toml"), file).unwrap();
+        let words = words(&format!("vms.toml:2: {key} = {value}"));
+        refused(dir.path(), &["--config", "D/vms.toml"], &[&words]);
+        // Whoever starts the daemon may name the control socket.
+        let output = run([Path::new("check"), &dir.path().join("vms.toml")]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
 }
 
 /// It could not, and says so before it begins.

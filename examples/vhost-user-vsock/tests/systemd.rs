@@ -8,6 +8,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
@@ -211,6 +212,25 @@ fn refuses_sockets_whose_names_say_nothing() {
     let twice = [("control", &socket), ("control", &socket)];
     let output = finish(&mut activated(&twice, &[]));
     assert_refusal(&output, &["is there twice".to_owned()]);
+}
+
+/// It is the service manager's to say who may connect to a socket that it made, and the
+/// daemon's to serve nobody but its own user and root there.
+#[test]
+fn tells_that_an_inherited_control_socket_stays_as_it_is() {
+    let dir = directory();
+    let path = dir.path().join("control");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mode = fs::metadata(&path).unwrap().mode();
+    let sockets = [("control", &listener)];
+    let args = ["--control-mode=0606"];
+    let daemon = Daemon::spawn(&mut activated(&sockets, &args));
+    let log = daemon.wait_for_log("ready");
+    let told = "--control-mode 0606: has no effect, since the service manager made the control";
+    let warns = |line: &&String| line.contains("WARN") && line.contains(told);
+    assert_eq!(log.iter().filter(warns).count(), 1, "{log:#?}");
+    assert_eq!(fs::metadata(&path).unwrap().mode(), mode);
+    assert_eq!(Control(path).get("/version").status, 200);
 }
 
 /// As the real one does it, where it is installed.
