@@ -13,6 +13,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use vsock_vhost_user::SocketAccess;
 
 use crate::mistake::{Kind, Mistake};
+use crate::number::decimal;
 use crate::spec::{Origin, Settings};
 
 /// One setting as it is written, and where.
@@ -243,7 +244,7 @@ fn mode(written: &Written) -> Result<u32, Mistake> {
 /// The number of a name, or written as a number. The greatest one means nobody.
 fn number(name: &str, names: &[(String, u32)]) -> Option<u32> {
     let known = names.iter().find(|(known, _)| known == name);
-    let number = known.map(|(_, number)| *number).or(name.parse().ok());
+    let number = known.map(|(_, number)| *number).or_else(|| decimal(name));
     number.filter(|&number| number != u32::MAX)
 }
 
@@ -320,7 +321,7 @@ fn names(text: &str) -> Vec<(String, u32)> {
     let name = |line: &str| {
         let mut fields = line.split(':');
         let name = fields.next().filter(|name| !name.is_empty())?;
-        Some((name.to_owned(), fields.nth(1)?.parse().ok()?))
+        Some((name.to_owned(), decimal(fields.nth(1)?)?))
     };
     text.lines().filter_map(name).collect()
 }
@@ -391,7 +392,10 @@ mod tests {
                 .unwrap_err()
                 .contains("'nowhere' is no group")
         );
-        assert!(owner("4294967295").is_err());
+        for wrong in ["4294967295", "+0", ":+44", "1000:-1", "0x0"] {
+            let told = owner(wrong).unwrap_err();
+            assert!(told.contains("or write its number"), "{told}");
+        }
         assert!(owner(":").unwrap_err().contains("names nobody"));
     }
 

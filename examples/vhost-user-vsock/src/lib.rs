@@ -29,6 +29,7 @@ mod daemon;
 mod inherited;
 mod manager;
 mod mistake;
+mod number;
 mod place;
 mod plan;
 mod policy;

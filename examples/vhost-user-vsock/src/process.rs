@@ -7,6 +7,7 @@ use vsock_vhost_user::{GuestConfig, Server};
 
 use crate::access::Written;
 use crate::mistake::Mistake;
+use crate::number::decimal;
 
 /// The most VMs that `max-guests` may allow.
 const MAX_MAX_GUESTS: usize = 65_536;
@@ -73,8 +74,7 @@ fn number(
     let Some(written) = written else {
         return Ok(None);
     };
-    let number = written.value.parse().ok();
-    let number = number.filter(|number| bounds.contains(number));
+    let number = decimal(&written.value).filter(|number| bounds.contains(number));
     let refusal = || {
         let (least, most) = bounds.into_inner();
         Mistake::new(

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::mistake::Mistake;
+use crate::number::decimal;
 
 /// One VM as written, and where.
 #[derive(Debug)]
@@ -162,7 +163,7 @@ impl Origin {
     ///
     /// The text is no number, or one beyond 64 bits.
     pub(crate) fn number(&self, key: &str, text: &str) -> Result<u64, Mistake> {
-        text.parse().map_err(|_| {
+        decimal(text).ok_or_else(|| {
             Mistake::new(
                 self.setting(key, text),
                 "is not a number",
@@ -178,7 +179,7 @@ impl Origin {
     /// One of them is none.
     pub(crate) fn numbers(&self, key: &str, text: &str) -> Result<Vec<u64>, Mistake> {
         let numbers = text.split('+').map(|part| {
-            part.parse().map_err(|_| {
+            decimal(part).ok_or_else(|| {
                 Mistake::new(
                     self.setting(key, text),
                     format!("'{part}' is not a number"),

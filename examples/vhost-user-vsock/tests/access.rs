@@ -140,6 +140,10 @@ fn refuses_modes_and_owners_that_cannot_be() {
             ],
         ),
         (
+            vec!["--socket-owner=+0", vm],
+            ["--socket-owner +0: '+0' is no user", "number"],
+        ),
+        (
             vec!["--socket-owner=:no-group", vm],
             ["--socket-owner :no-group: 'no-group' is no group", "number"],
         ),
@@ -313,7 +317,7 @@ fn refuses_more_vms_than_it_is_to_serve() {
 fn refuses_numbers_of_the_process_that_are_out_of_bounds() {
     let dir = directory();
     let vm = option(Path::new("D"), 3, "");
-    let most = ["0", "65537", "x", "-1"].map(|wrong| ("--max-guests", wrong, "1 to 65536"));
+    let most = ["0", "65537", "x", "-1", "+2"].map(|wrong| ("--max-guests", wrong, "1 to 65536"));
     let poll = ["1001", "1ms", "-1"].map(|wrong| ("--busy-poll-us", wrong, "0 to 1000"));
     for (key, wrong, bounds) in most.into_iter().chain(poll) {
         let words = [

@@ -306,6 +306,12 @@ fn refuses_what_is_in_the_way_and_changes_nothing() {
         ),
         (
             "GET",
+            "/connections?cid=+3",
+            String::new(),
+            (400, "bad_request"),
+        ),
+        (
+            "GET",
             "/connections?vm=3",
             String::new(),
             (400, "bad_request"),

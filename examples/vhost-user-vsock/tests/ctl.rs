@@ -147,6 +147,7 @@ fn exit_codes_tell_what_was_wrong() {
             2,
             "CID four: is not a number",
         ),
+        (&["kill", "+7"], 2, "ID +7: is not a number"),
         (&["set", "3"], 2, "nothing to change"),
         (
             &["set", "3", "--groups", "a", "--no-groups"],

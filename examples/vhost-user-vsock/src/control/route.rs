@@ -7,6 +7,7 @@ use vsock_packet::GuestCid;
 use vsock_vhost_user::ConnectionId;
 
 use super::answer::Refusal;
+use crate::number::decimal;
 use crate::spec::{Origin, Settings, VmSpec};
 
 /// What a client asks for.
@@ -92,9 +93,7 @@ fn none_at(path: &[&str], method: &Method, uri: &Uri) -> Refusal {
 }
 
 fn number(what: &str, text: &str) -> Result<u64, Refusal> {
-    let is_decimal = text.bytes().all(|byte| byte.is_ascii_digit());
-    let number = is_decimal.then(|| text.parse().ok()).flatten();
-    number.ok_or_else(|| {
+    decimal(text).ok_or_else(|| {
         Refusal::bad_request(
             format!("'{text}' is no {what}"),
             "write its number in decimal digits",

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{AddOptions, Command, SetOptions};
 use crate::cli;
 use crate::mistake::Mistake;
+use crate::number::decimal;
 use crate::spec::Settings;
 
 /// A request to be.
@@ -92,7 +93,7 @@ impl Query {
 }
 
 fn number(name: &str, text: &str) -> Result<u64, Mistake> {
-    text.parse().map_err(|_| {
+    decimal(text).ok_or_else(|| {
         Mistake::new(
             format!("{name} {text}"),
             "is not a number",

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::config_file::Control;
 use crate::inherited;
 use crate::mistake::Mistake;
+use crate::number::decimal;
 use crate::place::{MAX_PATH, Place};
 use crate::spec::{Origin, VmSpec};
 
@@ -134,9 +135,10 @@ impl Socket {
     }
 }
 
+/// A VM's socket is found by its CID alone: as one would print it.
 fn is_ours(name: &str) -> bool {
-    let cid = name.strip_prefix("vm");
-    name == "control" || cid.is_some_and(|cid| cid.parse::<u32>().is_ok())
+    let is_cid = |text| decimal(text).is_some_and(|cid: u32| cid.to_string() == text);
+    name == "control" || name.strip_prefix("vm").is_some_and(is_cid)
 }
 
 #[cfg(test)]
@@ -189,7 +191,10 @@ mod tests {
 
     #[test]
     fn refuses_names_that_say_nothing() {
-        for name in ["", "vm", "vmx", "vm-3", "stored", "vhost-user-vsock.socket"] {
+        let names = [
+            "", "vm", "vmx", "vm-3", "vm+3", "vm03", "stored", "x.socket",
+        ];
+        for name in names {
             assert!(Activation::default().take(FIRST, name.to_owned()).is_err());
         }
     }
