@@ -56,6 +56,24 @@ struct Station<'a> {
     steps: &'a [(&'a dyn Wire, &'a dyn Wire)],
 }
 
+impl Station<'_> {
+    /// Does it until it is `stopped`, which it looks at only between hearing and telling: by
+    /// then the round is not over.
+    fn serve(&self, stopped: &AtomicBool) -> Result<()> {
+        loop {
+            let mut is_last = false;
+            for (from, to) in self.steps {
+                from.hear()?;
+                is_last = stopped.load(Ordering::SeqCst);
+                to.tell()?;
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+}
+
 /// Seconds from a guest to a host application and back.
 pub(crate) fn to_host(cores: Placement, time: Duration) -> Result<f64> {
     let (kick, call) = (EventFd::new(0)?, EventFd::new(0)?);
@@ -105,15 +123,10 @@ fn relay(
     let stopped = &AtomicBool::new(false);
     thread::scope(|scope| {
         for station in stations {
-            scope.spawn(move || -> Result<()> {
-                cores.enter(station.side)?;
-                while !stopped.load(Ordering::SeqCst) {
-                    for (from, to) in station.steps {
-                        from.hear()?;
-                        to.tell()?;
-                    }
-                }
-                Ok(())
+            scope.spawn(move || {
+                let placed = cores.enter(station.side);
+                station.serve(stopped)?;
+                placed
             });
         }
         let result = round_trips(cores, time, || {
@@ -126,4 +139,29 @@ fn relay(
         last.hear()?;
         result
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn ends_wherever_it_is_stopped() {
+        let (done, all) = mpsc::channel();
+        thread::spawn(move || {
+            for round in 0..500 {
+                let time = Duration::from_micros(round % 50);
+                let result = to_host(Placement::Free, time)
+                    .and_then(|_| between_siblings(Placement::Free, time));
+                done.send(result).unwrap();
+            }
+        });
+        for round in 0..500 {
+            let result = all.recv_timeout(Duration::from_secs(60));
+            let result = result.unwrap_or_else(|error| panic!("round {round}: {error}"));
+            assert!(result.unwrap() >= 0.0);
+        }
+    }
 }
