@@ -137,13 +137,12 @@ impl Connections {
         self.allowance.promised()
     }
 
-    /// Has all host sockets take no more than this at once, in bytes.
+    /// Does something with all host sockets.
     #[cfg(test)]
-    pub(crate) fn shrink_sockets(&mut self, bytes: usize) {
+    pub(crate) fn for_each_socket(&mut self, mut act: impl FnMut(BorrowedFd<'_>)) {
         for id in self.table.ids() {
-            if let Some(socket) = self.table.get_mut(id).and_then(|entry| entry.host.socket()) {
-                rustix::net::sockopt::set_socket_send_buffer_size(socket, bytes).unwrap();
-            }
+            let entry = self.table.get_mut(id);
+            entry.and_then(|entry| entry.host.socket()).map(&mut act);
         }
     }
 
@@ -377,6 +376,12 @@ impl Connections {
     /// Has the trickles read whose time has come.
     fn resume(&mut self) {
         while let Some((_, id)) = self.put_off.pop_front_if(|(at, _)| *at <= self.now) {
+            if let Some(entry) = self.table.get_mut(id) {
+                entry.host.is_put_off = false;
+            }
+            // It may wait for room in vain, and the guest may take nothing, perhaps for ever.
+            self.rewatch(id);
+            self.settle(id);
             if let Some(entry) = self.table.get_mut(id) {
                 entry.host.resume();
                 self.table.mark_ready(id);

@@ -163,7 +163,6 @@ impl HostEnd {
 
     /// Has the socket be read, whatever was told of it.
     pub(crate) fn resume(&mut self) {
-        self.is_put_off = false;
         self.readable = true;
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::GuestMemoryAtomic;
@@ -130,7 +131,9 @@ impl Device {
         self.worker.turn_with(cause, &self.rings);
         self.worker.poller.hold_timer();
         if let Some(bytes) = self.socket_size {
-            self.worker.connections.shrink_sockets(bytes);
+            self.worker.connections.for_each_socket(|socket| {
+                set_socket_send_buffer_size(socket, bytes).unwrap();
+            });
         }
         true
     }

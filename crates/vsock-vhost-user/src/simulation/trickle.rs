@@ -1,11 +1,12 @@
 //! When what an application writes little by little reaches the guest, by the clock of the
 //! simulation.
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tempfile::TempDir;
 use vsock_packet::{Cid, GuestCid, VsockAddr};
 use vsock_router::{HostSockets, Limits, Routers, Switch};
@@ -15,6 +16,7 @@ use super::device::{self, Device, Kicks};
 use crate::config::GuestConfig;
 use crate::cores::Cores;
 use crate::events::Hub;
+use crate::poller::{EventFlags, Token};
 use crate::trickle::PAUSE;
 use crate::unix_socket::{self, SocketAccess, SocketPath};
 use crate::worker::Worker;
@@ -71,6 +73,13 @@ impl Scene {
         let unread = self.guest.stream(self.stream).unread();
         self.guest.drop_unread(self.stream);
         unread
+    }
+
+    /// The guest sends so many bytes.
+    fn say(&mut self, bytes: usize) {
+        let sent = self.guest.write_some(self.stream, &vec![7; bytes]);
+        assert_eq!(sent.unwrap(), bytes);
+        rest(&mut self.device, &mut self.guest);
     }
 
     /// The application writes until it is taken for one that trickles.
@@ -147,4 +156,34 @@ fn nothing_is_looked_after_when_a_trickle_has_dried_up() {
         next.is_none_or(|at| at > device::now() + 10 * PAUSE),
         "{next:?}"
     );
+}
+
+#[test]
+fn what_could_not_be_watched_is_looked_after_while_the_guest_is_paused() {
+    const BYTES: usize = 100_000;
+    let mut scene = Scene::set();
+    // A socket's size is chosen with the first of many bytes.
+    scene.say(BYTES);
+    scene.application.read_exact(&mut [0; BYTES]).unwrap();
+    scene.begin();
+    let worker = &mut scene.device.worker;
+    let registry = worker.poller.registry();
+    worker.connections.for_each_socket(|socket| {
+        set_socket_send_buffer_size(socket, 5000).unwrap();
+        // What is there already cannot be added.
+        let nothing = EventFlags::empty();
+        registry.add(socket, Token::Wake, nothing).unwrap();
+    });
+    scene.say(BYTES);
+    let connections = &mut scene.device.worker.connections;
+    connections.for_each_socket(|socket| registry.remove(socket).unwrap());
+    scene.device.stop();
+    device::pass(PAUSE);
+    scene.application.set_nonblocking(true).unwrap();
+    let mut heard = Vec::new();
+    while let Err(error) = scene.application.read_to_end(&mut heard)
+        && error.kind() == ErrorKind::WouldBlock
+        && scene.device.run()
+    {}
+    assert_eq!(heard.len(), BYTES);
 }
