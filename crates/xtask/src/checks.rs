@@ -13,7 +13,8 @@ const PURE: [&str; 3] = ["vsock-packet", "vsock-connection", "vsock-router"];
 
 /// Tests that move so many bytes, or count so far, that an interpreter is at it for an
 /// hour; others do the same with less.
-const LONG: [&str; 13] = [
+const LONG: [&str; 14] = [
+    "a_message_in_tiny_pieces",
     "a_receiver_gets_no_more_packets_than_it_can_hold",
     "a_sender_with_too_much_waiting",
     "a_stream_is_neither_lost_nor_reordered",
