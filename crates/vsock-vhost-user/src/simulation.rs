@@ -78,8 +78,9 @@ fn every_seed_ends_well() {
         bytes,
     } = all;
     eprintln!("{count} seeds: {talks} connections, {whole} of them whole, {bytes} bytes");
+    // The longer a world lasts, the more of its talks a guest's end is the end of.
     assert!(
-        2 * whole > talks,
+        3 * whole > talks,
         "too much is excused: {whole} whole of {talks}"
     );
 }
