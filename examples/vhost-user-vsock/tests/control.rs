@@ -330,22 +330,6 @@ fn refuses_what_is_in_the_way_and_changes_nothing() {
 }
 
 #[test]
-fn says_which_methods_a_path_takes() {
-    let dir = directory();
-    let (_daemon, control) = daemon(dir.path());
-    for (path, allowed) in [
-        ("/vms", "GET"),
-        ("/vms/3", "GET, PUT, PATCH, DELETE"),
-        ("/connections/3", "DELETE"),
-        ("/reload", "POST"),
-    ] {
-        let answer = control.ask("TRACE", path, "");
-        assert_eq!(answer.refusal(), (405, "method_not_allowed".to_owned()));
-        assert_eq!(answer.header("allow"), Some(allowed));
-    }
-}
-
-#[test]
 fn the_socket_is_its_owners_alone() {
     let dir = directory();
     let (_daemon, control) = daemon(dir.path());

@@ -69,11 +69,14 @@ impl Answer {
     /// Line by line.
     pub(super) fn stream(stream: Stream) -> Self {
         Self {
-            status: StatusCode::OK,
             body: Either::Right(stream),
-            content_type: "application/x-ndjson",
-            allowed: None,
+            ..Self::head_of_stream()
         }
+    }
+
+    /// The same without any line.
+    pub(super) fn head_of_stream() -> Self {
+        Self::text(StatusCode::OK, "application/x-ndjson", Bytes::new())
     }
 
     /// The answer to a request that nothing came of but a panic.

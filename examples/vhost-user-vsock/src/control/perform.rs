@@ -38,7 +38,8 @@ impl Performer {
         match call {
             Call::Version => Answer::json(StatusCode::OK, &VersionView::default()),
             Call::OpenApi => Answer::text(StatusCode::OK, "application/json", OPENAPI),
-            Call::Events => self.events(),
+            Call::Events => self.events(true),
+            Call::EventsHead => self.events(false),
             call => {
                 let manager = Arc::clone(&self.manager);
                 let job = spawn_blocking(move || perform(&manager, call));
@@ -47,12 +48,13 @@ impl Performer {
         }
     }
 
-    fn events(&self) -> Answer {
+    fn events(&self, are_read: bool) -> Answer {
         match Arc::clone(&self.streams).try_acquire_owned() {
-            Ok(place) => {
+            Ok(place) if are_read => {
                 let events = self.manager.events();
                 Answer::stream(Stream::start(events, place, self.stopping.clone()))
             }
+            Ok(_) => Answer::head_of_stream(),
             Err(_) => Answer::refusal(&Refusal::new(
                 503,
                 "too_many_streams",
@@ -83,7 +85,9 @@ fn perform(manager: &Manager, call: Call) -> Answer {
         Call::KillConnection(id) => empty(manager.kill(id)),
         Call::Reload => json(StatusCode::OK, manager.reload(), DifferenceView::of),
         // They are done where nothing waits.
-        Call::Version | Call::OpenApi | Call::Events => Ok(Answer::empty(StatusCode::NOT_FOUND)),
+        Call::Version | Call::OpenApi | Call::Events | Call::EventsHead => {
+            Ok(Answer::empty(StatusCode::NOT_FOUND))
+        }
     };
     result.unwrap_or_else(|failure| Answer::refusal(&failure.into()))
 }

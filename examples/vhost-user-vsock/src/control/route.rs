@@ -23,6 +23,8 @@ pub(super) enum Call {
     Connections(Option<GuestCid>),
     KillConnection(ConnectionId),
     Events,
+    /// What is said of the stream before its first line.
+    EventsHead,
     Reload,
 }
 
@@ -34,7 +36,8 @@ pub(super) enum Route {
     ChangeVm(GuestCid),
 }
 
-/// Finds out what is asked for.
+/// Finds out what is asked for. Whoever asks for the HEAD of something is answered as by GET,
+/// of which no body is sent (RFC 9110, section 9.3.2).
 ///
 /// # Errors
 ///
@@ -43,7 +46,11 @@ pub(super) fn find(method: &Method, uri: &Uri) -> Result<Route, Refusal> {
     let path: Vec<_> = uri.path().split('/').skip(1).collect();
     let query = uri.query();
     let mut is_query_read = false;
-    let route = match (path.as_slice(), method.as_str()) {
+    let asked = match method {
+        &Method::HEAD => "GET",
+        method => method.as_str(),
+    };
+    let route = match (path.as_slice(), asked) {
         (["version"], "GET") => Route::Whole(Call::Version),
         (["openapi.json"], "GET") => Route::Whole(Call::OpenApi),
         (["vms"], "GET") => Route::Whole(Call::Vms),
@@ -59,6 +66,8 @@ pub(super) fn find(method: &Method, uri: &Uri) -> Result<Route, Refusal> {
             let id = number("connection", id)?.into();
             Route::Whole(Call::KillConnection(id))
         }
+        // Nobody would read the stream.
+        (["events"], "GET") if method == Method::HEAD => Route::Whole(Call::EventsHead),
         (["events"], "GET") => Route::Whole(Call::Events),
         (["reload"], "POST") => Route::Whole(Call::Reload),
         (path, _) => return Err(none_at(path, method, uri)),
@@ -75,8 +84,8 @@ pub(super) fn find(method: &Method, uri: &Uri) -> Result<Route, Refusal> {
 /// Whether it is the method that is wrong, or the path.
 fn none_at(path: &[&str], method: &Method, uri: &Uri) -> Refusal {
     let allowed = match path {
-        ["version" | "openapi.json" | "vms" | "connections" | "events"] => "GET",
-        ["vms", _] => "GET, PUT, PATCH, DELETE",
+        ["version" | "openapi.json" | "vms" | "connections" | "events"] => "GET, HEAD",
+        ["vms", _] => "GET, HEAD, PUT, PATCH, DELETE",
         ["connections", _] => "DELETE",
         ["reload"] => "POST",
         _ => {

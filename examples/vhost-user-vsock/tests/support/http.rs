@@ -64,6 +64,23 @@ impl Control {
         read_answer(&mut BufReader::new(stream))
     }
 
+    /// Asks for a HEAD, and for something else on the same connection: a body between the two
+    /// would not be overlooked.
+    #[track_caller]
+    pub(crate) fn head(&self, path: &str) -> Answer {
+        let stream = self.connect();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        send(&stream, "HEAD", path, "");
+        let (status, headers) = read_head(&mut reader);
+        send(&stream, "GET", "/version", "");
+        assert_eq!(read_answer(&mut reader).status, 200);
+        Answer {
+            status,
+            headers,
+            body: Vec::new(),
+        }
+    }
+
     /// Serves a VM whose sockets are in `dir` and named by its CID.
     #[track_caller]
     pub(crate) fn add(&self, dir: &Path, cid: u32, more: &str) -> Value {
