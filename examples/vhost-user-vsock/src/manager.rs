@@ -7,7 +7,9 @@
 //!
 //! Changes come one after the other. Each is found right as a whole before its first step
 //! is taken; a step that fails for want of something in the system has those before it
-//! undone.
+//! undone, and what cannot be undone is told.
+
+mod failure;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,12 +17,13 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use thiserror::Error;
 use tracing::{info, warn};
 use vsock_packet::GuestCid;
 use vsock_vhost_user::{
     ChangeError, Changes, ConnectionId, ConnectionStatus, Events, GuestState, GuestStatus, Server,
 };
+
+pub(crate) use failure::Failure;
 
 use crate::access::{AccessRules, WrittenAccess, is_open_to_all};
 use crate::config_file::{Config, Control};
@@ -33,47 +36,6 @@ use crate::spec::{Origin, Settings, VmSpec};
 use crate::systemd::{Activation, Hint};
 use crate::vm::Vm;
 use crate::vms::Vms;
-
-/// Why something was not done; nothing has changed.
-#[derive(Debug, Error)]
-#[error("{}; {}", self.message(), self.remedy())]
-pub(crate) enum Failure {
-    /// The operator's.
-    Mistake(#[from] Mistake),
-    /// There is no such VM.
-    NoSuchVm(GuestCid),
-    /// There is no such connection.
-    NoSuchConnection(ConnectionId),
-    /// There is nothing to load again.
-    NoConfig,
-    /// The system's, or a guest's.
-    System(String),
-}
-
-impl Failure {
-    /// What is wrong.
-    pub(crate) fn message(&self) -> String {
-        match self {
-            Self::Mistake(mistake) => mistake.message(),
-            Self::NoSuchVm(cid) => format!("no VM has CID {cid}"),
-            Self::NoSuchConnection(id) => format!("there is no connection {id}"),
-            Self::NoConfig => "there is no configuration to load again".to_owned(),
-            Self::System(problem) => problem.clone(),
-        }
-    }
-
-    /// What to do about it.
-    pub(crate) fn remedy(&self) -> String {
-        let remedy = match self {
-            Self::Mistake(mistake) => return mistake.remedy(),
-            Self::NoSuchVm(_) => "list the VMs to see those there are",
-            Self::NoSuchConnection(_) => "list the connections to see those there are",
-            Self::NoConfig => "start the daemon with --config",
-            Self::System(_) => "nothing has changed: remove the cause and try again",
-        };
-        remedy.to_owned()
-    }
-}
 
 /// One VM as it is now, and who described it.
 #[derive(Debug)]
@@ -382,14 +344,19 @@ impl Manager {
             let Err(failure) = self.take(step) else {
                 continue;
             };
-            for taken in steps[..index].iter().rev() {
-                if let Err(error) = self.take(&taken.clone().inverse()) {
-                    warn!("cannot undo what was done before: {error}");
-                }
-            }
-            return Err(failure);
+            let remains = self.undo(&steps[..index]);
+            return Err(failure.with(remains));
         }
         Ok(())
+    }
+
+    /// Undoes these steps, the last one first; returns what is not as it was.
+    fn undo(&self, taken: &[Step]) -> Vec<String> {
+        let undone = taken.iter().rev().map(|step| {
+            let failure = self.take(&step.clone().inverse()).err();
+            step.remains(failure.map(|failure| failure.message()).as_deref())
+        });
+        undone.flatten().collect()
     }
 
     fn take(&self, step: &Step) -> Result<(), Failure> {

@@ -27,6 +27,21 @@ impl Step {
             Self::Change { from, to } => Self::Change { from: to, to: from },
         }
     }
+
+    /// What is not as it was when this has been undone, or was not to be for that reason.
+    pub(crate) fn remains(&self, failure: Option<&str>) -> Option<String> {
+        match (self, failure) {
+            (Self::Remove(vm), None) => Some(format!("CID {} was away for a moment", vm.cid)),
+            (Self::Add(_) | Self::Change { .. }, None) => None,
+            (Self::Remove(vm), Some(why)) => {
+                Some(format!("CID {} is no longer served ({why})", vm.cid))
+            }
+            (Self::Add(vm), Some(why)) => Some(format!("CID {} is still served ({why})", vm.cid)),
+            (Self::Change { to, .. }, Some(why)) => {
+                Some(format!("CID {} has its new settings ({why})", to.cid))
+            }
+        }
+    }
 }
 
 /// The VMs to be served when the configuration is `specs`: these, and those of `now` that

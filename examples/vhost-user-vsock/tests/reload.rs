@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -109,6 +109,43 @@ fn does_nothing_at_all_if_anything_is_wrong() {
     let refusal = control.ask("POST", "/reload", "");
     assert_eq!(refusal.refusal(), (400, "invalid_setting".to_owned()));
     assert_eq!((served(&control), listing(dir.path())), before);
+}
+
+/// Another program has put a socket of its own where one of the daemon's was, which is found
+/// when the VM is to have its socket anew, and again when it is to have the former one.
+#[test]
+fn tells_what_could_not_be_taken_back() {
+    let dir = directory();
+    let (daemon, control) = daemon_on_directory(dir.path(), &[(3, ""), (4, ""), (5, "")]);
+    let path = dir.path().join("3.sock");
+    fs::remove_file(&path).unwrap();
+    let foreign = UnixListener::bind(&path).unwrap();
+    for cid in [3, 4] {
+        write(dir.path(), cid, "queue_size = 64");
+    }
+    write(dir.path(), 5, "groups = [\"a\"]");
+    daemon.signal(Signal::HUP);
+    let line = daemon.wait_for_log("not loaded again").pop().unwrap();
+    for words in [
+        "all is as it was, but for this: CID 4 was away for a moment, CID 3 is no longer served (",
+        "; remove the cause and load the configuration again",
+    ] {
+        assert!(line.contains(words), "no '{words}' in: {line}");
+    }
+    assert!(!line.contains("nothing has changed"), "{line}");
+    assert_eq!(served(&control), [(4, json!([])), (5, json!([]))]);
+    assert_eq!(control.get("/vms/4").json()["queue_size"], 1024);
+
+    // Now the VM comes first, and nothing was taken from anybody before.
+    let refusal = control.ask("POST", "/reload", "");
+    assert_eq!(refusal.refusal(), (409, "path_taken".to_owned()));
+    drop(foreign);
+    let reload = control.ask("POST", "/reload", "").json();
+    assert_eq!(
+        reload,
+        json!({"added": [3], "removed": [], "changed": [4, 5]})
+    );
+    assert_eq!(control.get("/vms/3").json()["queue_size"], 64);
 }
 
 #[test]

@@ -167,7 +167,7 @@ impl From<Failure> for Refusal {
             Failure::NoSuchVm(_) => (404, "no_such_vm"),
             Failure::NoSuchConnection(_) => (404, "no_such_connection"),
             Failure::NoConfig => (409, "no_config"),
-            Failure::System(_) => (500, "system"),
+            Failure::System(_) | Failure::HalfWay { .. } => (500, "system"),
         };
         Self::new(status, code, failure.message(), failure.remedy())
     }
