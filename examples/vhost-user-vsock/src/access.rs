@@ -8,106 +8,16 @@
 //! All that can be wrong with them is found before a socket is there: the system would say
 //! no more than "not permitted", and in the middle of it.
 
-use rustix::process::{getegid, geteuid, getgroups};
-use rustix::thread::{CapabilitySet, capabilities};
+mod names;
+mod privilege;
+
 use vsock_vhost_user::SocketAccess;
 
-use crate::mistake::{Kind, Mistake};
-use crate::number::decimal;
+use self::names::Names;
+use self::privilege::Privilege;
+use crate::mistake::Mistake;
+use crate::once::{Written, WrittenOnce};
 use crate::spec::{Origin, Settings};
-
-/// One setting as it is written, and where.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Written {
-    pub(crate) key: &'static str,
-    pub(crate) value: String,
-    pub(crate) origin: Origin,
-}
-
-impl Written {
-    pub(crate) fn new(key: &'static str, value: &str, origin: &Origin) -> Self {
-        Self {
-            key,
-            value: value.to_owned(),
-            origin: origin.clone(),
-        }
-    }
-
-    /// As the operator wrote it.
-    pub(crate) fn setting(&self) -> String {
-        self.origin.setting(self.key, &self.value)
-    }
-
-    /// The setting that is there, if it is there once at most.
-    ///
-    /// # Errors
-    ///
-    /// It is there twice.
-    pub(crate) fn only_one(
-        one: Option<Self>,
-        other: Option<Self>,
-    ) -> Result<Option<Self>, Mistake> {
-        match (one, other) {
-            (Some(one), Some(other)) => Err(Mistake::new(
-                other.setting(),
-                format!("there is also {}", one.setting()),
-                "keep one of them",
-            )),
-            (one, other) => Ok(one.or(other)),
-        }
-    }
-
-    /// # Errors
-    ///
-    /// It is not what it was at the start.
-    pub(crate) fn refuse_other(now: Option<&Self>, start: Option<&Self>) -> Result<(), Mistake> {
-        match now {
-            Some(now) if start.is_none_or(|start| start.value != now.value) => {
-                Err(Mistake::of_kind(
-                    Kind::Conflict,
-                    now.setting(),
-                    "cannot be changed while the daemon runs",
-                    "restart it, or write the former value",
-                ))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// What is written of who may connect.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub(crate) struct WrittenAccess {
-    pub(crate) mode: Option<Written>,
-    pub(crate) owner: Option<Written>,
-}
-
-impl WrittenAccess {
-    /// These settings and others, of which each is there once.
-    ///
-    /// # Errors
-    ///
-    /// One is there twice.
-    pub(crate) fn and(self, other: Self) -> Result<Self, Mistake> {
-        Ok(Self {
-            mode: Written::only_one(self.mode, other.mode)?,
-            owner: Written::only_one(self.owner, other.owner)?,
-        })
-    }
-
-    /// Those that are written.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Written> {
-        self.mode.iter().chain(&self.owner)
-    }
-
-    /// # Errors
-    ///
-    /// They are not what they were at the start.
-    pub(crate) fn refuse_other(&self, start: &Self) -> Result<(), Mistake> {
-        Written::refuse_other(self.mode.as_ref(), start.mode.as_ref())?;
-        Written::refuse_other(self.owner.as_ref(), start.owner.as_ref())
-    }
-}
 
 /// What modes and owners are possible, and which hold for VMs that say nothing of them.
 #[derive(Clone, Default, Debug)]
@@ -125,30 +35,25 @@ impl AccessRules {
     /// # Errors
     ///
     /// The mode or the owner is none, or cannot be given.
-    pub(crate) fn new(written: &WrittenAccess) -> Result<Self, Mistake> {
+    pub(crate) fn new(written: &WrittenOnce) -> Result<Self, Mistake> {
         let rules = Self {
             privilege: Privilege::now(),
             names: Names::read(),
             ..Self::default()
         };
-        let default = rules.access(written)?;
+        let (mode, owner) = (written.get("socket-mode"), written.get("socket-owner"));
+        let default = rules.access(rules.default, mode, owner)?;
         Ok(Self { default, ..rules })
     }
 
-    /// Who may connect where this is written.
+    /// Who may connect to the control socket. Nothing that is said of VMs holds for it.
     ///
     /// # Errors
     ///
     /// The mode or the owner is none, or cannot be given.
-    pub(crate) fn access(&self, written: &WrittenAccess) -> Result<SocketAccess, Mistake> {
-        let mut access = self.default;
-        if let Some(written) = &written.mode {
-            access.mode = mode(written)?;
-        }
-        if let Some(written) = &written.owner {
-            (access.user, access.group) = self.owner(written)?;
-        }
-        Ok(access)
+    pub(crate) fn of_control(&self, written: &WrittenOnce) -> Result<SocketAccess, Mistake> {
+        let (mode, owner) = (written.get("control-mode"), written.get("control-owner"));
+        self.access(SocketAccess::default(), mode, owner)
     }
 
     /// Who may connect to the sockets of a VM with these settings.
@@ -163,15 +68,9 @@ impl AccessRules {
     ) -> Result<SocketAccess, Mistake> {
         let written =
             |key, value: &Option<String>| value.as_ref().map(|it| Written::new(key, it, origin));
-        self.access(&WrittenAccess {
-            mode: written("socket-mode", &settings.socket_mode),
-            owner: written("socket-owner", &settings.socket_owner),
-        })
-    }
-
-    /// Who may connect to the sockets of a VM that says nothing of it.
-    pub(crate) fn default_access(&self) -> SocketAccess {
-        self.default
+        let mode = written("socket-mode", &settings.socket_mode);
+        let owner = written("socket-owner", &settings.socket_owner);
+        self.access(self.default, mode.as_ref(), owner.as_ref())
     }
 
     /// Deprives itself of giving sockets to others.
@@ -179,49 +78,78 @@ impl AccessRules {
         self.has_renounced = true;
     }
 
+    /// The access where this is written, and `otherwise` where nothing is.
+    fn access(
+        &self,
+        otherwise: SocketAccess,
+        written_mode: Option<&Written>,
+        owner: Option<&Written>,
+    ) -> Result<SocketAccess, Mistake> {
+        let mut access = otherwise;
+        if let Some(written) = written_mode {
+            access.mode = mode(written)?;
+        }
+        if let Some(written) = owner {
+            (access.user, access.group) = self.owner(written)?;
+        }
+        Ok(access)
+    }
+
     /// The numbers in `USER`, `USER:GROUP` or `:GROUP`.
     fn owner(&self, written: &Written) -> Result<(Option<u32>, Option<u32>), Mistake> {
-        let mistake = |problem, remedy| Mistake::new(written.setting(), problem, remedy);
-        let text = written.value.as_str();
+        let mistake = |problem: &str, remedy| Mistake::new(written.setting(), problem, remedy);
         if self.has_renounced {
             return Err(mistake(
-                "is not possible for a daemon that knew of no owner when it confined itself"
-                    .to_owned(),
-                "start it with a --socket-owner, or with --sandbox off".to_owned(),
+                "is not possible for a daemon that knew of no owner when it confined itself",
+                "start it with a --socket-owner, or with --sandbox off",
             ));
         }
+        let text = written.value.as_str();
         let (user, group) = text.split_once(':').unwrap_or((text, ""));
         if user.is_empty() && group.is_empty() {
-            let remedy = "write USER, USER:GROUP or :GROUP, by names or numbers".to_owned();
-            return Err(mistake("names nobody".to_owned(), remedy));
+            let remedy = "write USER, USER:GROUP or :GROUP, by names or numbers";
+            return Err(mistake("names nobody", remedy));
         }
-        let find = |name: &str, kind, file, names: &[(String, u32)]| {
-            if name.is_empty() {
-                return Ok(None);
-            }
-            number(name, names).map(Some).ok_or_else(|| {
-                mistake(
-                    format!("'{name}' is no {kind} in {file}"),
-                    format!("name another {kind}, or write its number"),
-                )
-            })
-        };
-        let user = find(user, "user", "/etc/passwd", &self.names.users)?;
-        let group = find(group, "group", "/etc/group", &self.names.groups)?;
-        if let Some(user) = user.filter(|&user| !self.privilege.may_give_to(user)) {
-            return Err(mistake(
-                format!("only a daemon with CAP_CHOWN may give sockets to user {user}"),
-                "start it with that capability, or as that user, or name a group only".to_owned(),
-            ));
-        }
-        if let Some(group) = group.filter(|&group| !self.privilege.may_share_with(group)) {
-            return Err(mistake(
-                format!("the daemon's user is not in group {group}, and has no CAP_CHOWN"),
-                "add the user to the group, or start the daemon with that capability".to_owned(),
-            ));
-        }
-        Ok((user, group))
+        let user = (!user.is_empty()).then(|| self.user(written, user));
+        let group = (!group.is_empty()).then(|| self.group(written, group));
+        Ok((user.transpose()?, group.transpose()?))
     }
+
+    /// The user of this name or number, to whom the daemon may give sockets.
+    fn user(&self, written: &Written, name: &str) -> Result<u32, Mistake> {
+        let number = self.names.user(name);
+        let user = number.ok_or_else(|| unknown(written, name, "user", "/etc/passwd"))?;
+        if self.privilege.may_give_to(user) {
+            return Ok(user);
+        }
+        Err(Mistake::new(
+            written.setting(),
+            format!("only a daemon with CAP_CHOWN may give sockets to user {user}"),
+            "start it with that capability, or as that user, or name a group only",
+        ))
+    }
+
+    /// The group of this name or number, to which the daemon may give sockets.
+    fn group(&self, written: &Written, name: &str) -> Result<u32, Mistake> {
+        let number = self.names.group(name);
+        let group = number.ok_or_else(|| unknown(written, name, "group", "/etc/group"))?;
+        if self.privilege.may_share_with(group) {
+            return Ok(group);
+        }
+        Err(Mistake::new(
+            written.setting(),
+            format!("the daemon's user is not in group {group}, and has no CAP_CHOWN"),
+            "add the user to the group, or start the daemon with that capability",
+        ))
+    }
+}
+
+fn unknown(written: &Written, name: &str, kind: &str, file: &str) -> Mistake {
+    Mistake::new(
+        written.setting(),
+        format!("'{name}' is no {kind} in {file}"),
+        format!("name another {kind}, or write its number"),
+    )
 }
 
 /// The permission bits in octal text.
@@ -241,13 +169,6 @@ fn mode(written: &Written) -> Result<u32, Mistake> {
     }
 }
 
-/// The number of a name, or written as a number. The greatest one means nobody.
-fn number(name: &str, names: &[(String, u32)]) -> Option<u32> {
-    let known = names.iter().find(|(known, _)| known == name);
-    let number = known.map(|(_, number)| *number).or_else(|| decimal(name));
-    number.filter(|&number| number != u32::MAX)
-}
-
 /// Whether anybody on the host may connect.
 pub(crate) fn is_open_to_all(access: SocketAccess) -> bool {
     access.mode & 0o002 != 0
@@ -263,69 +184,6 @@ pub(crate) fn owner_text(access: SocketAccess) -> Option<String> {
     }
 }
 
-/// Whom the daemon may give a file of its own.
-#[derive(Clone, Default, Debug)]
-struct Privilege {
-    user: u32,
-    groups: Vec<u32>,
-    may_chown: bool,
-}
-
-impl Privilege {
-    fn now() -> Self {
-        let mut groups = vec![getegid().as_raw()];
-        let further = getgroups().unwrap_or_default();
-        groups.extend(further.into_iter().map(rustix::process::Gid::as_raw));
-        let may_chown = capabilities(None)
-            .is_ok_and(|capabilities| capabilities.effective.contains(CapabilitySet::CHOWN));
-        Self {
-            user: geteuid().as_raw(),
-            groups,
-            may_chown,
-        }
-    }
-
-    fn may_give_to(&self, user: u32) -> bool {
-        self.may_chown || user == self.user
-    }
-
-    fn may_share_with(&self, group: u32) -> bool {
-        self.may_chown || self.groups.contains(&group)
-    }
-}
-
-/// The users and groups of this machine, as they were when the daemon started: later it
-/// cannot read of them.
-#[derive(Clone, Default, Debug)]
-struct Names {
-    users: Vec<(String, u32)>,
-    groups: Vec<(String, u32)>,
-}
-
-impl Names {
-    /// Those of the files; who is known to a directory service only has a number.
-    fn read() -> Self {
-        let of = |path| {
-            let text = std::fs::read(path).unwrap_or_default();
-            names(&String::from_utf8_lossy(&text))
-        };
-        Self {
-            users: of("/etc/passwd"),
-            groups: of("/etc/group"),
-        }
-    }
-}
-
-/// The names and numbers in `name:x:number:...`, a line each.
-fn names(text: &str) -> Vec<(String, u32)> {
-    let name = |line: &str| {
-        let mut fields = line.split(':');
-        let name = fields.next().filter(|name| !name.is_empty())?;
-        Some((name.to_owned(), decimal(fields.nth(1)?)?))
-    };
-    text.lines().filter_map(name).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,10 +195,10 @@ mod tests {
                 groups: vec![1000, 44],
                 may_chown,
             },
-            names: Names {
-                users: names("root:x:0:0:root:/root:/bin/sh\nvm:x:1000:1000::/:/bin/sh\nbroken\n"),
-                groups: names("root:x:0:\nvideo:x:44:vm\n:x:5:\n7:x:8:\n"),
-            },
+            names: Names::of(
+                "root:x:0:0:root:/root:/bin/sh\nvm:x:1000:1000::/:/bin/sh\nbroken\n",
+                "root:x:0:\nvideo:x:44:vm\n:x:5:\n7:x:8:\n",
+            ),
             ..AccessRules::default()
         }
     }

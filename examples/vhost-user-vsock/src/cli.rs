@@ -7,12 +7,11 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::access::{Written, WrittenAccess};
 use crate::config_file::{Config, Control};
 use crate::ctl;
 use crate::daemon::Job;
 use crate::mistake::Mistake;
-use crate::process::WrittenProcess;
+use crate::once::WrittenOnce;
 use crate::sandbox::{Directory, Mode};
 use crate::spec::{Origin, Settings, VmSpec, split_groups};
 use crate::vm_option;
@@ -265,23 +264,7 @@ impl Options {
             origin: Origin::Options,
         });
         let sandbox = self.sandbox;
-        let written = |key, value: &Option<String>| {
-            value
-                .as_ref()
-                .map(|it| Written::new(key, it, &Origin::Options))
-        };
-        let socket_access = WrittenAccess {
-            mode: written("socket-mode", &self.access.socket_mode),
-            owner: written("socket-owner", &self.access.socket_owner),
-        };
-        let control_access = WrittenAccess {
-            mode: written("control-mode", &self.control_mode),
-            owner: written("control-owner", &self.control_owner),
-        };
-        let process = WrittenProcess {
-            max_guests: written("max-guests", &self.max_guests),
-            busy_poll_us: written("busy-poll-us", &self.busy_poll_us),
-        };
+        let once = self.once();
         let mut directories = self.directories();
         if let Some(path) = self.config {
             let config = Config::read(&path)?;
@@ -290,9 +273,7 @@ impl Options {
                 sandbox,
                 directories,
                 control: only_one(control, config.control)?,
-                socket_access: socket_access.and(config.socket_access)?,
-                control_access: control_access.and(config.control_access)?,
-                process: process.and(config.process)?,
+                once: once.and(config.once)?,
                 vms: config.vms,
                 config: Some(path),
             });
@@ -307,12 +288,24 @@ impl Options {
             vms,
             config: None,
             control,
-            socket_access,
-            control_access,
-            process,
+            once,
             sandbox,
             directories,
         })
+    }
+
+    /// What is there once.
+    fn once(&self) -> WrittenOnce {
+        let settings = [
+            ("socket-mode", &self.access.socket_mode),
+            ("socket-owner", &self.access.socket_owner),
+            ("control-mode", &self.control_mode),
+            ("control-owner", &self.control_owner),
+            ("max-guests", &self.max_guests),
+            ("busy-poll-us", &self.busy_poll_us),
+        ];
+        let settings = settings.map(|(key, value)| (key, value.clone()));
+        WrittenOnce::at(&Origin::Options, settings)
     }
 
     fn directories(&self) -> Vec<Directory> {

@@ -11,9 +11,8 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::access::{Written, WrittenAccess};
 use crate::mistake::Mistake;
-use crate::process::WrittenProcess;
+use crate::once::WrittenOnce;
 use crate::sandbox::Directory;
 use crate::spec::{Origin, Settings, Table, VmSpec};
 
@@ -24,11 +23,8 @@ pub(crate) struct Config {
     pub(crate) control: Option<Control>,
     /// Where sockets of VMs that come later may be.
     pub(crate) directories: Vec<Directory>,
-    /// Who may connect to VMs' sockets, and to the control socket.
-    pub(crate) socket_access: WrittenAccess,
-    pub(crate) control_access: WrittenAccess,
-    /// What holds for the whole process.
-    pub(crate) process: WrittenProcess,
+    /// What holds for the whole daemon.
+    pub(crate) once: WrittenOnce,
     /// The VMs, in the order of the files' names and of the tables in each.
     pub(crate) vms: Vec<VmSpec>,
 }
@@ -114,26 +110,17 @@ impl Config {
             self.set_control(control)?;
         }
         let top = lines.top();
-        let written = |key, value: Option<&String>| value.map(|it| Written::new(key, it, &top));
-        let socket_access = WrittenAccess {
-            mode: written("socket-mode", file.socket_mode.as_ref()),
-            owner: written("socket-owner", file.socket_owner.as_ref()),
-        };
-        let control_access = WrittenAccess {
-            mode: written("control-mode", file.control_mode.as_ref()),
-            owner: written("control-owner", file.control_owner.as_ref()),
-        };
-        let number = |key, value: Option<u64>| {
-            let value = value.map(|value| value.to_string());
-            written(key, value.as_ref())
-        };
-        let process = WrittenProcess {
-            max_guests: number("max-guests", file.max_guests),
-            busy_poll_us: number("busy-poll-us", file.busy_poll_us),
-        };
-        self.socket_access = std::mem::take(&mut self.socket_access).and(socket_access)?;
-        self.control_access = std::mem::take(&mut self.control_access).and(control_access)?;
-        self.process = std::mem::take(&mut self.process).and(process)?;
+        let number = |value: Option<u64>| value.map(|value| value.to_string());
+        let settings = [
+            ("socket-mode", file.socket_mode),
+            ("socket-owner", file.socket_owner),
+            ("control-mode", file.control_mode),
+            ("control-owner", file.control_owner),
+            ("max-guests", number(file.max_guests)),
+            ("busy-poll-us", number(file.busy_poll_us)),
+        ];
+        let once = WrittenOnce::at(&top, settings);
+        self.once = std::mem::take(&mut self.once).and(once)?;
         let directories = file.directories.into_iter().map(|path| Directory {
             setting: top.setting("directories", path.display()),
             path,

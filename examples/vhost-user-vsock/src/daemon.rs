@@ -14,15 +14,16 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use vsock_vhost_user::SocketAccess;
 
-use crate::access::{AccessRules, WrittenAccess, is_open_to_all};
+use crate::access::{AccessRules, is_open_to_all};
 use crate::config_file::{Config, Control};
 use crate::control::{ControlServer, ControlSocket};
 use crate::inherited;
 use crate::manager::{Counts, Difference, Failure, Manager, Sources};
 use crate::mistake::Mistake;
+use crate::once::WrittenOnce;
 use crate::place::{Allow, MAX_PATH};
 use crate::plan;
-use crate::process::{Process, WrittenProcess};
+use crate::process::Process;
 use crate::relay::Relay;
 use crate::sandbox::{self, Directory, Mode as SandboxMode, Outcome, SandboxError, Territory};
 use crate::spec::VmSpec;
@@ -39,11 +40,8 @@ pub(crate) struct Job {
     pub(crate) config: Option<PathBuf>,
     /// The control socket.
     pub(crate) control: Option<Control>,
-    /// Who may connect to VMs' sockets, and to the control socket.
-    pub(crate) socket_access: WrittenAccess,
-    pub(crate) control_access: WrittenAccess,
-    /// What holds for the whole process.
-    pub(crate) process: WrittenProcess,
+    /// What holds for the whole daemon.
+    pub(crate) once: WrittenOnce,
     /// Whether the daemon confines itself.
     pub(crate) sandbox: SandboxMode,
     /// Where sockets of VMs that come later may be.
@@ -91,9 +89,9 @@ pub(crate) fn check(path: &Path) -> Result<usize, Mistake> {
         .iter()
         .try_for_each(|claim| claim.examine(Allow::Live))?;
     Territory::new(&config.directories)?;
-    let rules = AccessRules::new(&config.socket_access)?;
-    AccessRules::new(&config.control_access)?;
-    let process = Process::new(&config.process)?;
+    let rules = AccessRules::new(&config.once)?;
+    rules.of_control(&config.once)?;
+    let process = Process::new(&config.once)?;
     let none = Vms::beside(claim).at_most(process.max_guests);
     let vms = plan::wanted(&none, config.vms, &rules)?;
     none.examine(vms.iter(), Allow::Live)?;
@@ -107,9 +105,7 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         mut vms,
         config,
         control,
-        socket_access,
-        control_access,
-        process: written_process,
+        once,
         sandbox,
         directories,
     } = job;
@@ -120,7 +116,7 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
     let notifier = Arc::new(Notifier::from_env());
     let activation = Activation::from_env()?;
     let (control, listener) = activation.control(control)?;
-    examine_control_access(&control_access, control.is_some(), listener.is_some())?;
+    examine_control_access(&once, control.is_some(), listener.is_some())?;
     if vms.is_empty() && config.is_none() && control.is_none() {
         return Err(nothing_to_do().into());
     }
@@ -131,13 +127,13 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         .try_for_each(|claim| claim.examine(Allow::Dead))?;
     let can_reload = config.is_some();
     let control = control.map(|control| control.path);
-    let process = Process::new(&written_process)?;
-    let mut rules = AccessRules::new(&socket_access)?;
-    let control_rules = AccessRules::new(&control_access)?;
+    let process = Process::new(&once)?;
+    let mut rules = AccessRules::new(&once)?;
+    let control_access = rules.of_control(&once)?;
     let mut territory = Territory::new(&directories)?;
     // All that it creates are sockets, and each has the mode it is to have.
     umask(Mode::empty());
-    let socket = control_socket(control.as_deref(), control_rules.default_access(), listener)?;
+    let socket = control_socket(control.as_deref(), control_access, listener)?;
     let sockets = vms.iter().flat_map(VmSpec::sockets);
     for path in sockets.chain(control.as_deref()) {
         territory.add_socket(path);
@@ -147,7 +143,7 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
     }
     raise_descriptor_limit();
     let has_owner = |vm: &VmSpec| vm.settings.socket_owner.is_some();
-    if socket_access.owner.is_some() || vms.iter().any(has_owner) {
+    if once.get("socket-owner").is_some() || vms.iter().any(has_owner) {
         territory.allow_giving();
     } else if sandbox == SandboxMode::On {
         rules.renounce();
@@ -157,9 +153,7 @@ pub(crate) fn serve(job: Job) -> Result<(), Fault> {
         config,
         control,
         activation,
-        socket_access,
-        control_access,
-        process: written_process,
+        once,
         busy_poll: process.busy_poll,
         rules,
         territory,
@@ -215,11 +209,12 @@ fn nothing_to_do() -> Mistake {
 /// Who may connect is said of a control socket that the daemon creates: where there is none
 /// this is a mistake, and an inherited one stays as it is.
 fn examine_control_access(
-    written: &WrittenAccess,
+    written: &WrittenOnce,
     has_control: bool,
     is_inherited: bool,
 ) -> Result<(), Mistake> {
-    for written in written.iter() {
+    let settings = ["control-mode", "control-owner"].map(|key| written.get(key));
+    for written in settings.into_iter().flatten() {
         if !has_control {
             return Err(Mistake::new(
                 written.setting(),

@@ -30,6 +30,7 @@ mod inherited;
 mod manager;
 mod mistake;
 mod number;
+mod once;
 mod place;
 mod plan;
 mod policy;

@@ -25,12 +25,12 @@ use vsock_vhost_user::{
 
 pub(crate) use failure::Failure;
 
-use crate::access::{AccessRules, WrittenAccess, is_open_to_all};
+use crate::access::{AccessRules, is_open_to_all};
 use crate::config_file::{Config, Control};
 use crate::mistake::{Kind, Mistake};
+use crate::once::WrittenOnce;
 use crate::place::Allow;
 use crate::plan::{self, Step};
-use crate::process::WrittenProcess;
 use crate::sandbox::{Directory, Territory};
 use crate::spec::{Origin, Settings, VmSpec};
 use crate::systemd::{Activation, Hint};
@@ -82,12 +82,11 @@ pub(crate) struct Sources {
     pub(crate) control: Option<PathBuf>,
     /// Sockets that the service manager opened.
     pub(crate) activation: Activation,
-    /// What is written of who may connect, and what comes of it.
-    pub(crate) socket_access: WrittenAccess,
-    pub(crate) control_access: WrittenAccess,
-    pub(crate) process: WrittenProcess,
+    /// What is there once, as it was at the start.
+    pub(crate) once: WrittenOnce,
     /// How long workers look for more to do before they sleep.
     pub(crate) busy_poll: Duration,
+    /// Who may connect.
     pub(crate) rules: AccessRules,
     /// Where sockets may be, if the daemon is confined.
     pub(crate) territory: Option<Territory>,
@@ -154,15 +153,7 @@ impl Manager {
         let _changing = lock(&self.changing);
         let config = Config::read_again(path)?;
         self.refuse_other_control(config.control)?;
-        let Sources {
-            socket_access,
-            control_access,
-            process,
-            ..
-        } = &self.sources;
-        config.socket_access.refuse_other(socket_access)?;
-        config.control_access.refuse_other(control_access)?;
-        config.process.refuse_other(process)?;
+        config.once.refuse_other(&self.sources.once)?;
         self.sources.refuse_new(&config.directories)?;
         self.apply(config.vms)
     }

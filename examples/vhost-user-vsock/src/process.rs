@@ -5,41 +5,12 @@ use std::time::Duration;
 
 use vsock_vhost_user::{GuestConfig, Server};
 
-use crate::access::Written;
 use crate::mistake::Mistake;
 use crate::number::decimal;
+use crate::once::{Written, WrittenOnce};
 
 /// The most VMs that `max-guests` may allow.
 const MAX_MAX_GUESTS: usize = 65_536;
-
-/// The settings as they are written.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub(crate) struct WrittenProcess {
-    pub(crate) max_guests: Option<Written>,
-    pub(crate) busy_poll_us: Option<Written>,
-}
-
-impl WrittenProcess {
-    /// These settings and others, of which each is there once.
-    ///
-    /// # Errors
-    ///
-    /// One is there twice.
-    pub(crate) fn and(self, other: Self) -> Result<Self, Mistake> {
-        Ok(Self {
-            max_guests: Written::only_one(self.max_guests, other.max_guests)?,
-            busy_poll_us: Written::only_one(self.busy_poll_us, other.busy_poll_us)?,
-        })
-    }
-
-    /// # Errors
-    ///
-    /// They are not what they were at the start.
-    pub(crate) fn refuse_other(&self, start: &Self) -> Result<(), Mistake> {
-        Written::refuse_other(self.max_guests.as_ref(), start.max_guests.as_ref())?;
-        Written::refuse_other(self.busy_poll_us.as_ref(), start.busy_poll_us.as_ref())
-    }
-}
 
 /// The settings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,11 +25,11 @@ impl Process {
     /// # Errors
     ///
     /// A setting is out of bounds.
-    pub(crate) fn new(written: &WrittenProcess) -> Result<Self, Mistake> {
+    pub(crate) fn new(written: &WrittenOnce) -> Result<Self, Mistake> {
         let longest = GuestConfig::MAX_BUSY_POLL.as_micros() as usize;
-        let busy_poll_us = number(written.busy_poll_us.as_ref(), 0..=longest)?;
+        let busy_poll_us = number(written.get("busy-poll-us"), 0..=longest)?;
         Ok(Self {
-            max_guests: number(written.max_guests.as_ref(), 1..=MAX_MAX_GUESTS)?
+            max_guests: number(written.get("max-guests"), 1..=MAX_MAX_GUESTS)?
                 .unwrap_or(Server::DEFAULT_MAX_GUESTS),
             busy_poll: busy_poll_us.map_or(GuestConfig::DEFAULT_BUSY_POLL, |micros| {
                 Duration::from_micros(micros as u64)

@@ -196,6 +196,30 @@ fn refuses_to_say_who_may_connect_to_no_control_socket() {
     }
 }
 
+/// All that the options say of the whole daemon.
+#[test]
+fn a_file_says_what_the_options_do_once() {
+    let dir = directory();
+    for (key, value, wrong, problem) in [
+        ("socket_mode", "0600", "\"999\"", "is no mode"),
+        ("socket_owner", ":0", "\":x-\"", "'x-' is no group"),
+        ("control_mode", "0600", "\"999\"", "is no mode"),
+        ("control_owner", ":0", "\":x-\"", "'x-' is no group"),
+        ("max_guests", "9", "0", "is out of bounds"),
+        ("busy_poll_us", "9", "1001", "is out of bounds"),
+    ] {
+        let file = format!("control = \"/c\"\n{key} = {wrong}\n");
+        fs::write(dir.path().join("vms.toml"), file).unwrap();
+        let setting = format!("vms.toml:2: {key} = {}: ", wrong.trim_matches('"'));
+        let words = format!("{setting}{problem}");
+        refused(dir.path(), &["check", "D/vms.toml"], &[&words]);
+        let option = format!("--{}", key.replace('_', "-"));
+        let words = format!("{setting}there is also {option} {value}; keep one of them");
+        let option = format!("{option}={value}");
+        refused(dir.path(), &["--config", "D/vms.toml", &option], &[&words]);
+    }
+}
+
 /// It could not, and says so before it begins.
 #[test]
 fn a_daemon_that_knew_of_no_owner_gives_nothing_away_later() {
