@@ -20,6 +20,7 @@ use crate::warm::Warm;
 pub(crate) fn measure(arguments: &Arguments) -> Result<Outcome> {
     let mut outcome = nothing(arguments);
     placement::look_around()?;
+    Progress::prepare("using all that is free of the memory once")?;
     let _warm = Warm::up()?;
     let steps = outcome.limits.len() + outcome.rows.len();
     let mut progress = Progress::new(arguments.rounds, steps);

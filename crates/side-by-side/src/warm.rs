@@ -5,20 +5,20 @@
 //! socket takes new pages all the time. Whether they are new to the machine, too, decides
 //! then: the same stream came to 500 and to 5,000 MiB/s within minutes.
 //!
-//! So the run takes memory, uses it, and gives all but one page in each block back. What is
-//! free between them is too small to be given away, and is what the kernel takes first.
+//! So the run takes most of what is free, uses it, and gives all but one page in each block
+//! back. What is free between those is too small to be given away.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// How much is to be there, in blocks.
-const BLOCKS: usize = 2048;
+/// How much is warmed at most, in blocks.
+const BLOCKS: usize = 16 << 10;
 /// Well below the smallest that is given away (4 MiB on x86-64), and large enough for the
 /// allocator to map it by itself.
 const BLOCK: usize = 1 << 20;
-/// So much of what is available is left alone.
-const KEPT: usize = 2;
+/// So much of what is free is left alone.
+const EIGHTH: usize = 8;
 
 /// Free memory stays warm while this lives.
 #[derive(Debug)]
@@ -27,9 +27,10 @@ pub(crate) struct Warm {
 }
 
 impl Warm {
-    /// Warms memory, less where there is little.
+    /// Warms what is free, which takes seconds.
     pub(crate) fn up() -> Result<Self> {
-        let blocks = BLOCKS.min(available()? / KEPT / BLOCK);
+        let free = free()?;
+        let blocks = BLOCKS.min((free - free / EIGHTH) / BLOCK);
         // All of them before the first is made smaller, or that would serve for the next.
         let mut pages: Vec<_> = (0..blocks).map(|_| vec![1_u8; BLOCK]).collect();
         for page in &mut pages {
@@ -40,13 +41,11 @@ impl Warm {
     }
 }
 
-/// What could be allocated, in bytes.
-fn available() -> Result<usize> {
+/// What nobody uses, in bytes.
+fn free() -> Result<usize> {
     let path = "/proc/meminfo";
     let all = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
-    let line = all
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let line = all.lines().find_map(|line| line.strip_prefix("MemFree:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<usize>().ok());
-    Ok(kib.with_context(|| format!("find MemAvailable in {path}"))? << 10)
+    Ok(kib.with_context(|| format!("find MemFree in {path}"))? << 10)
 }
