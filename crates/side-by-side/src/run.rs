@@ -14,14 +14,14 @@ use crate::progress::Progress;
 use crate::sample::{self, Sample, Subject};
 use crate::scenario::Scenario;
 use crate::series::Series;
-use crate::warm::Warm;
+use crate::warm::{self, Warm};
 
 /// Measures everything, round by round.
 pub(crate) fn measure(arguments: &Arguments) -> Result<Outcome> {
     let mut outcome = nothing(arguments);
     placement::look_around()?;
     Progress::prepare("using all that is free of the memory once")?;
-    let _warm = Warm::up()?;
+    let _warm = Warm::up(warm::ALL)?;
     let steps = outcome.limits.len() + outcome.rows.len();
     let mut progress = Progress::new(arguments.rounds, steps);
     for round in 0..arguments.rounds {
@@ -32,6 +32,7 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<Outcome> {
             let measured = series.add(|| limit.measure_watched(cores, outcome.sample));
             measured.with_context(|| format!("measure {}", limit.name()))?;
         }
+        let _warm = Warm::up(warm::AGAIN)?;
         for row in &mut outcome.rows {
             progress.step(&row.scenario.name)?;
             take_turns(arguments, row, round, &progress)?;

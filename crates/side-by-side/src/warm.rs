@@ -12,8 +12,9 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-/// How much is warmed at most, in blocks.
-const BLOCKS: usize = 16 << 10;
+/// How much is warmed before all rounds, and before the scenarios of each, in blocks at most.
+pub(crate) const ALL: usize = 16 << 10;
+pub(crate) const AGAIN: usize = 3 << 10;
 /// Well below the smallest that is given away (4 MiB on x86-64), and large enough for the
 /// allocator to map it by itself.
 const BLOCK: usize = 1 << 20;
@@ -27,10 +28,10 @@ pub(crate) struct Warm {
 }
 
 impl Warm {
-    /// Warms what is free, which takes seconds.
-    pub(crate) fn up() -> Result<Self> {
+    /// Warms what is free, so many blocks at `most`, which takes a second for each GiB.
+    pub(crate) fn up(most: usize) -> Result<Self> {
         let free = free()?;
-        let blocks = BLOCKS.min((free - free / EIGHTH) / BLOCK);
+        let blocks = most.min((free - free / EIGHTH) / BLOCK);
         // All of them before the first is made smaller, or that would serve for the next.
         let mut pages: Vec<_> = (0..blocks).map(|_| vec![1_u8; BLOCK]).collect();
         for page in &mut pages {
