@@ -68,25 +68,30 @@ impl Worker {
 
     /// On a core that is `shared` with another worker, that one goes first.
     fn look_until(&mut self, until: Instant, shared: bool) -> Option<Cause> {
-        loop {
-            let found = self.look_at_rings();
-            let found = found.or_else(|| self.poller.is_ready().then_some(Cause::Host));
-            if found.is_some() || Instant::now() >= until {
-                return found;
+        // One pass for all looks: a look is to be short. From a ring that is not in order
+        // nothing would be taken, however often it is found ready.
+        let found = self.with_tx(|worker, mut tx, _| {
+            loop {
+                if tx.is_ready() {
+                    return Some(Cause::Tx);
+                }
+                if worker.poller.is_ready() {
+                    return Some(Cause::Host);
+                }
+                if worker.port.is_refilled() {
+                    return Some(Cause::Rx);
+                }
+                if Instant::now() >= until {
+                    return None;
+                }
+                if shared {
+                    sched_yield();
+                } else {
+                    spin_loop();
+                }
             }
-            if shared {
-                sched_yield();
-            } else {
-                spin_loop();
-            }
-        }
-    }
-
-    fn look_at_rings(&mut self) -> Option<Cause> {
-        if self.with_tx(|_, mut pass, _| pass.is_ready()) == Some(true) {
-            return Some(Cause::Tx);
-        }
-        self.port.is_refilled().then_some(Cause::Rx)
+        });
+        found.flatten()
     }
 
     /// Asks the guest to kick again, before the worker sleeps.
