@@ -31,19 +31,12 @@ mod socket;
 #[path = "simulation/world.rs"]
 mod world;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use vsock_testkit::run_seeds;
 use world::World;
 
-const SEED: &str = "VSOCK_SIM_SEED";
-const COUNT: &str = "VSOCK_SIM_COUNT";
 const DEFAULT_COUNT: u64 = 3000;
-
-fn variable(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().expect("a number"))
-}
 
 /// Runs a seed to its end; what has happened, as one number.
 fn run(seed: u64, tells: bool) -> u64 {
@@ -57,19 +50,12 @@ fn run(seed: u64, tells: bool) -> u64 {
 
 #[test]
 fn every_seed_ends_well() {
-    if let Some(seed) = variable(SEED) {
-        run(seed, true);
-        return;
-    }
-    let count = variable(COUNT).unwrap_or(DEFAULT_COUNT);
     let start = Instant::now();
-    for seed in 0..count {
-        if catch_unwind(AssertUnwindSafe(|| run(seed, false))).is_err() {
-            panic!(
-                "seed {seed} fails; to replay it: {SEED}={seed} cargo test -p vsock-router --test simulation -- --nocapture"
-            );
-        }
-    }
+    let test = "-p vsock-router --test simulation";
+    let Some(digests) = run_seeds(DEFAULT_COUNT, test, run) else {
+        return;
+    };
+    let count = digests.len();
     let took = start.elapsed().as_secs_f64();
     println!(
         "{count} seeds in {took:.1} s: {:.0} a second",

@@ -22,18 +22,11 @@ mod talk;
 mod trickle;
 mod world;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use vsock_testkit::run_seeds;
 
 use self::world::World;
 
-const SEED: &str = "VSOCK_SIM_SEED";
-const COUNT: &str = "VSOCK_SIM_COUNT";
 const DEFAULT_COUNT: u64 = 60;
-
-fn variable(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().expect("a number"))
-}
 
 /// What came of a seed.
 #[derive(Clone, Copy, Default)]
@@ -55,23 +48,17 @@ fn run(seed: u64, tells: bool) -> Outcome {
 
 #[test]
 fn every_seed_ends_well() {
-    if let Some(seed) = variable(SEED) {
-        run(seed, true);
+    let test = "-p vsock-vhost-user --lib simulation";
+    let Some(outcomes) = run_seeds(DEFAULT_COUNT, test, run) else {
         return;
-    }
-    let count = variable(COUNT).unwrap_or(DEFAULT_COUNT);
+    };
     let mut all = Outcome::default();
-    for seed in 0..count {
-        let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| run(seed, false))) else {
-            panic!(
-                "seed {seed} fails; to replay it: {SEED}={seed} cargo test -p vsock-vhost-user \
-                 --lib simulation -- --nocapture"
-            );
-        };
+    for outcome in &outcomes {
         all.talks += outcome.talks;
         all.whole += outcome.whole;
         all.bytes += outcome.bytes;
     }
+    let count = outcomes.len();
     let Outcome {
         talks,
         whole,
