@@ -23,3 +23,4 @@ pub mod meeting;
 pub mod pattern;
 pub mod protocol;
 pub mod script;
+pub mod uninterrupted;

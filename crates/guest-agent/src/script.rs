@@ -14,6 +14,7 @@ use socket2::Socket;
 
 use crate::meeting::Meeting;
 use crate::pattern::Pattern;
+use crate::uninterrupted::uninterrupted;
 
 /// How long a step waits for any progress of its peer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -290,7 +291,7 @@ impl End<'_> {
 
     fn receive_some(&self, buffer: &mut [u8], pattern: &mut Pattern) -> io::Result<()> {
         let mut socket = self.socket;
-        let received = socket.read(buffer).map_err(impatient)?;
+        let received = uninterrupted(|| socket.read(buffer)).map_err(impatient)?;
         if received == 0 {
             return Err(io::Error::other("the peer ended the stream"));
         }
@@ -312,7 +313,7 @@ impl End<'_> {
 
     fn expect_end(&self) -> io::Result<(u64, u64)> {
         let mut socket = self.socket;
-        match socket.read(&mut [0; 16]).map_err(impatient)? {
+        match uninterrupted(|| socket.read(&mut [0; 16])).map_err(impatient)? {
             0 => Ok((0, 0)),
             n => Err(io::Error::other(format!(
                 "{n} bytes or more came before the end"
@@ -334,7 +335,7 @@ impl End<'_> {
 
     fn echo_some(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut socket = self.socket;
-        let received = socket.read(buffer).map_err(impatient)?;
+        let received = uninterrupted(|| socket.read(buffer)).map_err(impatient)?;
         socket.write_all(&buffer[..received]).map_err(impatient)?;
         Ok(received)
     }

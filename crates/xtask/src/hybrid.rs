@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use guest_agent::script::{Connected, Failure, PATIENCE};
+use guest_agent::uninterrupted::uninterrupted;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::wait;
@@ -44,7 +45,7 @@ impl Listener {
     /// Accepts one connection, or fails after a while.
     pub(crate) fn accept(&self) -> Result<Connected, Failure> {
         let start = Instant::now();
-        match self.socket.accept() {
+        match uninterrupted(|| self.socket.accept()) {
             Ok((socket, _)) => Ok(Connected {
                 socket,
                 after: Duration::ZERO,
@@ -119,7 +120,7 @@ fn read_line(stream: &mut UnixStream) -> std::io::Result<Option<String>> {
     let mut line = Vec::new();
     loop {
         let mut byte = [0];
-        match stream.read(&mut byte) {
+        match uninterrupted(|| stream.read(&mut byte)) {
             Ok(0) => return Ok(None),
             Ok(_) if byte[0] == b'\n' => {
                 return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
@@ -127,6 +128,64 @@ fn read_line(stream: &mut UnixStream) -> std::io::Result<Option<String>> {
             Ok(_) => line.push(byte[0]),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
             Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{self, Command};
+    use std::thread;
+
+    use guest_agent::script::{Receive, Send, Step, run_all};
+
+    use super::*;
+
+    /// Has this process stopped and going on again, a number of times, as Ctrl-Z and `fg`
+    /// do: whoever waits at a socket with a deadline is interrupted.
+    fn stop_for_moments() {
+        let script = "for _ in 1 2 3 4 5; do kill -STOP $0; sleep 0.02; kill -CONT $0; done";
+        let status = Command::new("sh")
+            .args(["-c", script, &process::id().to_string()])
+            .status();
+        assert!(status.expect("a shell starts").success());
+    }
+
+    /// Acts as a guest's hybrid vsock socket: accepts a connection, and answers CONNECT.
+    fn answer_connect(listener: &Listener) -> Connected {
+        let accepted = listener.accept().expect("somebody connects");
+        let mut stream = UnixStream::from(accepted.socket.try_clone().expect("a descriptor"));
+        let line = read_line(&mut stream).expect("a line comes");
+        assert_eq!(line.as_deref(), Some("CONNECT 1"));
+        stop_for_moments();
+        stream.write_all(b"OK 1024\n").expect("somebody reads");
+        accepted
+    }
+
+    #[test]
+    fn both_ends_go_on_after_their_process_was_stopped() {
+        let scratch = crate::process::Scratch::new().expect("a scratch directory");
+        let listener = Listener::bind(&scratch.join("uds"), 1).expect("a free path");
+        let path = port_path(&scratch.join("uds"), 1);
+        let sends = [Step::Send(Send::new(100, 1)), Step::ExpectEnd];
+        let receives = [Step::Receive(Receive::new(100, 1))];
+        let reports = thread::scope(|scope| {
+            let accepting = scope.spawn(|| {
+                let accepted = answer_connect(&listener);
+                stop_for_moments();
+                run_all(vec![Ok(accepted)], &sends)
+            });
+            stop_for_moments();
+            let dialled = dial(&path, 1).expect("an answer").expect("no refusal");
+            let dialler = dialled.connection;
+            let kept = dialler.socket.try_clone().expect("a descriptor");
+            let received = run_all(vec![Ok(dialler)], &receives);
+            stop_for_moments();
+            drop(kept);
+            [accepting.join().expect("no panic"), received].concat()
+        });
+        for report in reports {
+            assert!(report.failure.is_none(), "{:?}", report.failure);
         }
     }
 }

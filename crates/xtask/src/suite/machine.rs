@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use guest_agent::protocol::Endpoint;
 use guest_agent::script::{Connected, Receive, Send, Step, milliseconds, run_all};
+use guest_agent::uninterrupted::uninterrupted;
 use socket2::Socket;
 
 use super::bulk::Transfer;
@@ -100,7 +101,7 @@ fn host_does(socket: &Socket, script: &[Step]) -> Result<()> {
 /// Whether neither data nor an end comes for some while.
 fn is_silent(socket: &Socket) -> Result<bool> {
     socket.set_read_timeout(Some(Duration::from_millis(300)))?;
-    let heard = socket.peek(&mut [MaybeUninit::uninit()]);
+    let heard = uninterrupted(|| socket.peek(&mut [MaybeUninit::uninit()]));
     Ok(heard.is_err_and(|error| error.kind() == ErrorKind::WouldBlock))
 }
 
@@ -268,11 +269,13 @@ impl Held {
     /// Waits for the end of both connections.
     fn end_by(&self, deadline: Instant) -> Result<()> {
         for (socket, initiator) in self.sockets.iter().zip(Initiator::BOTH) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-            let mut byte = [MaybeUninit::uninit()];
             let whose = initiator.connects();
-            match socket.recv(&mut byte) {
+            let received = uninterrupted(|| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+                socket.recv(&mut [MaybeUninit::uninit()])
+            });
+            match received {
                 Ok(0) => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
                 Ok(_) => bail!("data came instead of the end ({whose})"),
