@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::warn;
 use vsock_vhost_user::{GuestConfig, Server};
 
 use crate::mistake::Mistake;
@@ -35,6 +37,24 @@ impl Process {
                 Duration::from_micros(micros as u64)
             }),
         })
+    }
+}
+
+/// Raises the soft limit of open descriptors to the hard one: each connection to the
+/// host is one descriptor, and the customary 1,024 would be few for many guests.
+pub(crate) fn raise_descriptor_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    ) {
+        warn!("the limit of open descriptors stays at {current:?}: {error}");
     }
 }
 
