@@ -9,31 +9,28 @@
 //! is taken; a step that fails for want of something in the system has those before it
 //! undone, and what cannot be undone is told.
 
+mod difference;
 mod failure;
+mod sources;
+mod taking;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::info;
 use vsock_packet::GuestCid;
-use vsock_vhost_user::{
-    ChangeError, Changes, ConnectionId, ConnectionStatus, Events, GuestState, GuestStatus, Server,
-};
+use vsock_vhost_user::{ConnectionId, ConnectionStatus, Events, GuestState, GuestStatus, Server};
 
+pub(crate) use difference::Difference;
 pub(crate) use failure::Failure;
+pub(crate) use sources::Sources;
 
-use crate::access::{AccessRules, is_open_to_all};
-use crate::config_file::{Config, Control};
-use crate::mistake::{Kind, Mistake};
-use crate::once::WrittenOnce;
+use crate::config_file::Config;
 use crate::place::Allow;
 use crate::plan::{self, Step};
-use crate::sandbox::{Directory, Territory};
 use crate::spec::{Origin, Settings, VmSpec};
-use crate::systemd::{Activation, Hint};
+use crate::systemd::Hint;
 use crate::vm::Vm;
 use crate::vms::Vms;
 
@@ -42,14 +39,6 @@ use crate::vms::Vms;
 pub(crate) struct VmStatus {
     pub(crate) vm: Arc<Vm>,
     pub(crate) guest: GuestStatus,
-}
-
-/// What a reload did, by CIDs.
-#[derive(Default, Debug)]
-pub(crate) struct Difference {
-    pub(crate) added: Vec<GuestCid>,
-    pub(crate) removed: Vec<GuestCid>,
-    pub(crate) changed: Vec<GuestCid>,
 }
 
 /// How many there are of what.
@@ -71,45 +60,6 @@ pub(crate) struct Manager {
     sources: Sources,
     /// Is told of each step that was taken.
     hints: OnceLock<Sender<Hint>>,
-}
-
-/// Where VMs and sockets come from.
-#[derive(Default, Debug)]
-pub(crate) struct Sources {
-    /// What is loaded again.
-    pub(crate) config: Option<PathBuf>,
-    /// The control socket's path.
-    pub(crate) control: Option<PathBuf>,
-    /// Sockets that the service manager opened.
-    pub(crate) activation: Activation,
-    /// What is there once, as it was at the start.
-    pub(crate) once: WrittenOnce,
-    /// How long workers look for more to do before they sleep.
-    pub(crate) busy_poll: Duration,
-    /// Who may connect.
-    pub(crate) rules: AccessRules,
-    /// Where sockets may be, if the daemon is confined.
-    pub(crate) territory: Option<Territory>,
-}
-
-impl Sources {
-    /// # Errors
-    ///
-    /// A socket would be where a daemon that is confined can create none.
-    fn refuse_elsewhere<'a>(&self, vms: impl IntoIterator<Item = &'a Vm>) -> Result<(), Mistake> {
-        let Some(territory) = &self.territory else {
-            return Ok(());
-        };
-        let mut vms = vms.into_iter();
-        vms.try_for_each(|vm| territory.refuse_elsewhere(vm))
-    }
-
-    fn refuse_new(&self, directories: &[Directory]) -> Result<(), Mistake> {
-        let territory = self.territory.iter();
-        territory
-            .flat_map(|territory| directories.iter().map(|new| territory.refuse_new(new)))
-            .collect()
-    }
 }
 
 impl Manager {
@@ -152,25 +102,10 @@ impl Manager {
         // Before it is read: what was read first is not to be applied last.
         let _changing = lock(&self.changing);
         let config = Config::read_again(path)?;
-        self.refuse_other_control(config.control)?;
+        self.sources.refuse_other_control(config.control)?;
         config.once.refuse_other(&self.sources.once)?;
         self.sources.refuse_new(&config.directories)?;
         self.apply(config.vms)
-    }
-
-    /// The control socket stays where it is.
-    fn refuse_other_control(&self, control: Option<Control>) -> Result<(), Mistake> {
-        match control {
-            Some(Control { path, origin }) if self.sources.control.as_ref() != Some(&path) => {
-                Err(Mistake::of_kind(
-                    Kind::Conflict,
-                    origin.setting("control", path.display()),
-                    "cannot be changed while the daemon runs",
-                    "restart it, or write the former path",
-                ))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Goes from what is served to what `specs` say, while nothing else changes it.
@@ -328,124 +263,6 @@ impl Manager {
     /// Ends all VMs.
     pub(crate) fn shutdown(self) {
         self.server.shutdown();
-    }
-
-    fn take_all(&self, steps: &[Step]) -> Result<(), Failure> {
-        for (index, step) in steps.iter().enumerate() {
-            let Err(failure) = self.take(step) else {
-                continue;
-            };
-            let remains = self.undo(&steps[..index]);
-            return Err(failure.with(remains));
-        }
-        Ok(())
-    }
-
-    /// Undoes these steps, the last one first; returns what is not as it was.
-    fn undo(&self, taken: &[Step]) -> Vec<String> {
-        let undone = taken.iter().rev().map(|step| {
-            let failure = self.take(&step.clone().inverse()).err();
-            step.remains(failure.map(|failure| failure.message()).as_deref())
-        });
-        undone.flatten().collect()
-    }
-
-    fn take(&self, step: &Step) -> Result<(), Failure> {
-        self.progress.fetch_add(1, Ordering::Relaxed);
-        let result = match step {
-            Step::Add(vm) => self.serve(vm),
-            Step::Remove(vm) => {
-                self.server.remove(vm.cid);
-                lock(&self.vms).remove(vm.cid);
-                info!("no longer serving CID {}", vm.cid);
-                Ok(())
-            }
-            Step::Change { from, to } => self.tell(from, to),
-        };
-        self.progress.fetch_add(1, Ordering::Relaxed);
-        if let Some(hints) = self.hints.get() {
-            // It fails at the daemon's end, when nobody needs it.
-            let _ = hints.send(Hint::Look);
-        }
-        result
-    }
-
-    fn serve(&self, vm: &Vm) -> Result<(), Failure> {
-        let shortage = |error: &dyn ToString| Failure::System(error.to_string());
-        let mut config = vm.config().map_err(|error| shortage(&error))?;
-        config.busy_poll = self.sources.busy_poll;
-        self.server.add(config).map_err(|error| shortage(&error))?;
-        lock(&self.vms).put(vm.clone());
-        info!("{}", vm.summary());
-        if is_open_to_all(vm.access) {
-            warn!(
-                "any user of this host can connect to the sockets of CID {}",
-                vm.cid
-            );
-        }
-        Ok(())
-    }
-
-    fn tell(&self, from: &Vm, to: &Vm) -> Result<(), Failure> {
-        let cid = to.cid;
-        match self.server.change(cid, &changes(from, to)) {
-            Ok(()) => {
-                lock(&self.vms).put(to.clone());
-                info!("now {}", to.summary());
-                Ok(())
-            }
-            Err(ChangeError::NoSuchGuest(cid)) => Err(Failure::NoSuchVm(cid)),
-            Err(error) => Err(Failure::System(error.to_string())),
-        }
-    }
-}
-
-/// Only what is different.
-fn changes(from: &Vm, to: &Vm) -> Changes {
-    fn changed<T: PartialEq + Clone>(from: &T, to: &T) -> Option<T> {
-        (from != to).then(|| to.clone())
-    }
-    let (from, to) = (&from.policy, &to.policy);
-    Changes {
-        groups: changed(&from.groups, &to.groups),
-        host_cids: changed(&from.host_cids, &to.host_cids),
-        tx_buffer_size: changed(&from.tx_buffer_size, &to.tx_buffer_size),
-        max_connections: changed(&from.max_connections, &to.max_connections),
-        max_backlog: changed(&from.max_backlog, &to.max_backlog),
-        max_buffered: changed(&from.max_buffered, &to.max_buffered),
-        max_handshakes: changed(&from.max_handshakes, &to.max_handshakes),
-        max_bytes_per_second: changed(&from.max_bytes_per_second, &to.max_bytes_per_second),
-        max_requests_per_second: changed(
-            &from.max_requests_per_second,
-            &to.max_requests_per_second,
-        ),
-    }
-}
-
-impl Difference {
-    /// A VM that was removed and added again has changed.
-    fn of(steps: &[Step]) -> Self {
-        let mut difference = Self::default();
-        for step in steps {
-            match step {
-                Step::Add(vm) => difference.added.push(vm.cid),
-                Step::Remove(vm) => difference.removed.push(vm.cid),
-                Step::Change { to, .. } => difference.changed.push(to.cid),
-            }
-        }
-        let (added, removed) = (&mut difference.added, &mut difference.removed);
-        let both: Vec<_> = added
-            .iter()
-            .copied()
-            .filter(|cid| removed.contains(cid))
-            .collect();
-        added.retain(|cid| !both.contains(cid));
-        removed.retain(|cid| !both.contains(cid));
-        difference.changed.extend(both);
-        for cids in [added, removed, &mut difference.changed] {
-            cids.sort();
-        }
-        difference
     }
 }
 
