@@ -1,19 +1,25 @@
 //! The command line.
 
+mod single_vm;
+mod vm_options;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub(crate) use self::vm_options::{AccessOptions, PolicyOptions, number};
+
+use self::single_vm::SingleVm;
 use crate::config_file::{Config, Control};
 use crate::ctl;
 use crate::daemon::Job;
 use crate::mistake::Mistake;
 use crate::once::WrittenOnce;
 use crate::sandbox::{Directory, Mode};
-use crate::spec::{Origin, Settings, VmSpec, split_groups};
+use crate::spec::Origin;
 use crate::vm_option;
 
 /// What QEMU's conventions for back-end programs call the capabilities.
@@ -94,94 +100,12 @@ struct Options {
     #[arg(default_value = "on")]
     sandbox: Mode,
 
-    /// The guest's CID, from 3 to 4294967294
-    #[arg(long, value_name = "CID", allow_hyphen_values = true)]
-    guest_cid: Option<String>,
-
-    /// The vhost-user socket to create, for the VMM to connect to
-    #[arg(long, value_name = "PATH", visible_alias = "socket-path")]
-    socket: Option<PathBuf>,
-
-    /// An inherited vhost-user socket's descriptor, listening or connected to the VMM,
-    /// instead of --socket
-    #[arg(long, value_name = "FD", allow_hyphen_values = true)]
-    fd: Option<String>,
-
-    /// The UNIX socket to create for host applications; the guest's connections to port P
-    /// of the host go to the socket at this path with _P appended
-    #[arg(long, value_name = "PATH")]
-    uds_path: Option<PathBuf>,
-
-    /// The longest ring the VMM may ask for, a power of two up to 1024 [default: 1024]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    queue_size: Option<String>,
-
     #[command(flatten)]
-    policy: PolicyOptions,
+    single: SingleVm,
 
     /// Print what this back end is as JSON, and end
     #[arg(long)]
     print_capabilities: bool,
-}
-
-/// Who may connect to VMs' sockets.
-#[derive(Debug, Args)]
-pub(crate) struct AccessOptions {
-    /// The mode of a VM's sockets, in octal digits [default: 0600]
-    #[arg(long, value_name = "MODE", allow_hyphen_values = true)]
-    pub(crate) socket_mode: Option<String>,
-
-    /// Who owns a VM's sockets, by names or numbers [default: the daemon's user]
-    #[arg(long, value_name = "USER[:GROUP]")]
-    pub(crate) socket_owner: Option<String>,
-}
-
-/// What can be changed of a VM while it is served.
-#[derive(Debug, Args)]
-pub(crate) struct PolicyOptions {
-    /// The groups the guest is in: it reaches the guests it shares one with, and with none
-    /// it reaches the host only
-    #[arg(long, value_name = "NAME+NAME")]
-    pub(crate) groups: Option<String>,
-
-    /// CIDs that mean the host to this guest, beside 2; a nitro enclave dials 3
-    #[arg(long, value_name = "CID+CID", allow_hyphen_values = true)]
-    pub(crate) host_cids: Option<String>,
-
-    /// Bytes kept for each connection while the host application does not read
-    /// [default: 262144]
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) tx_buffer_size: Option<String>,
-
-    /// The connections with the host that the guest may have at once, from 1 to 65536
-    /// [default: 4096]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub(crate) max_connections: Option<String>,
-
-    /// Bytes that may wait for the guest's siblings because of it, from 65536 to
-    /// 1073741824 [default: 67108864]
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) max_backlog: Option<String>,
-
-    /// Bytes that may be kept for all host applications that do not read, from 262144 to
-    /// 68719476736 [default: 268435456]
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) max_buffered: Option<String>,
-
-    /// Host applications that may be about to say which port they want, from 1 to 4096
-    /// [default: 128]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub(crate) max_handshakes: Option<String>,
-
-    /// Bytes the guest may send in a second, and the host may send to it, from 65536 to
-    /// 1099511627776, or 0 for any amount [default: 0]
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    pub(crate) max_bytes_per_second: Option<String>,
-
-    /// Connections the guest may ask for in a second, from 1 to 1000000, or 0 for any
-    /// number [default: 0]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub(crate) max_requests_per_second: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -278,8 +202,8 @@ impl Options {
                 config: Some(path),
             });
         }
-        let vms = if self.single_option().is_some() {
-            vec![self.into_single()?]
+        let vms = if self.single.first_given().is_some() {
+            vec![self.single.into_spec()?]
         } else {
             let vms = self.vm.iter().map(|text| vm_option::parse(text));
             vms.collect::<Result<_, _>>()?
@@ -322,102 +246,14 @@ impl Options {
         let config = self.config.as_ref();
         let config = config.map(|path| format!("--config {}", path.display()));
         let vm = self.vm.first().map(|text| format!("--vm {text}"));
-        match (config, vm, self.single_option()) {
+        let single = self.single.first_given().map(|key| format!("--{key}"));
+        match (config, vm, single) {
             (Some(config), Some(_), _) => Err(excluded(config, "--vm")),
-            (Some(config), None, Some(option)) => Err(excluded(config, option)),
-            (None, Some(vm), Some(option)) => Err(excluded(vm, option)),
+            (Some(config), None, Some(option)) => Err(excluded(config, &option)),
+            (None, Some(vm), Some(option)) => Err(excluded(vm, &option)),
             _ => Ok(()),
         }
     }
-
-    /// An option for a single VM that was given, if any.
-    fn single_option(&self) -> Option<&'static str> {
-        let given = [
-            ("--guest-cid", self.guest_cid.is_some()),
-            ("--socket", self.socket.is_some()),
-            ("--fd", self.fd.is_some()),
-            ("--uds-path", self.uds_path.is_some()),
-            ("--groups", self.policy.groups.is_some()),
-            ("--host-cids", self.policy.host_cids.is_some()),
-            ("--queue-size", self.queue_size.is_some()),
-            ("--tx-buffer-size", self.policy.tx_buffer_size.is_some()),
-            ("--max-connections", self.policy.max_connections.is_some()),
-            ("--max-backlog", self.policy.max_backlog.is_some()),
-            ("--max-buffered", self.policy.max_buffered.is_some()),
-            ("--max-handshakes", self.policy.max_handshakes.is_some()),
-            (
-                "--max-bytes-per-second",
-                self.policy.max_bytes_per_second.is_some(),
-            ),
-            (
-                "--max-requests-per-second",
-                self.policy.max_requests_per_second.is_some(),
-            ),
-        ];
-        given
-            .iter()
-            .find(|(_, given)| *given)
-            .map(|(name, _)| *name)
-    }
-
-    fn into_single(self) -> Result<VmSpec, Mistake> {
-        let origin = Origin::Options;
-        let settings = Settings {
-            cid: number("guest-cid", self.guest_cid.as_deref())?,
-            socket: self.socket,
-            fd: number("fd", self.fd.as_deref())?,
-            uds_path: self.uds_path,
-            queue_size: number("queue-size", self.queue_size.as_deref())?,
-            ..self.policy.settings()?
-        };
-        if let (Some(socket), Some(fd)) = (&settings.socket, settings.fd) {
-            return Err(excluded(
-                format!("--socket {}", socket.display()),
-                &format!("--fd {fd}"),
-            ));
-        }
-        Ok(VmSpec::new(origin, settings))
-    }
-}
-
-impl PolicyOptions {
-    /// The settings that were given.
-    ///
-    /// # Errors
-    ///
-    /// One of the numbers is none.
-    pub(crate) fn settings(&self) -> Result<Settings, Mistake> {
-        let host_cids = self.host_cids.as_deref();
-        let host_cids = host_cids.map(|text| Origin::Options.numbers("host-cids", text));
-        Ok(Settings {
-            groups: self.groups.as_deref().map(split_groups),
-            host_cids: host_cids.transpose()?,
-            tx_buffer_size: number("tx-buffer-size", self.tx_buffer_size.as_deref())?,
-            max_connections: number("max-connections", self.max_connections.as_deref())?,
-            max_backlog: number("max-backlog", self.max_backlog.as_deref())?,
-            max_buffered: number("max-buffered", self.max_buffered.as_deref())?,
-            max_handshakes: number("max-handshakes", self.max_handshakes.as_deref())?,
-            max_bytes_per_second: number(
-                "max-bytes-per-second",
-                self.max_bytes_per_second.as_deref(),
-            )?,
-            max_requests_per_second: number(
-                "max-requests-per-second",
-                self.max_requests_per_second.as_deref(),
-            )?,
-            ..Settings::default()
-        })
-    }
-}
-
-/// The number that an option was given.
-///
-/// # Errors
-///
-/// It is none.
-pub(crate) fn number(key: &str, text: Option<&str>) -> Result<Option<u64>, Mistake> {
-    text.map(|text| Origin::Options.number(key, text))
-        .transpose()
 }
 
 /// The control socket of the options or of the configuration.

@@ -11,6 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::mistake::Mistake;
 use crate::number::decimal;
 
+/// What the command line calls the settings that it can give to any VM.
+pub(crate) const KEYS: &str = "guest-cid, socket, uds-path, socket-mode, socket-owner, groups, host-cids, \
+                    queue-size, tx-buffer-size, max-connections, max-backlog, max-buffered, \
+                    max-handshakes, max-bytes-per-second, max-requests-per-second";
+
 /// One VM as written, and where.
 #[derive(Debug)]
 pub(crate) struct VmSpec {
@@ -79,6 +84,43 @@ pub(crate) struct Settings {
     pub(crate) max_bytes_per_second: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_requests_per_second: Option<u64>,
+}
+
+impl Settings {
+    /// Sets what the command line calls `key` to what it says in `value`.
+    ///
+    /// # Errors
+    ///
+    /// There is no such key, or a number is none.
+    pub(crate) fn set(&mut self, origin: &Origin, key: &str, value: &str) -> Result<(), Mistake> {
+        match key {
+            "guest-cid" => self.cid = Some(origin.number(key, value)?),
+            "socket" => self.socket = Some(PathBuf::from(value)),
+            "uds-path" => self.uds_path = Some(PathBuf::from(value)),
+            "socket-mode" => self.socket_mode = Some(value.to_owned()),
+            "socket-owner" => self.socket_owner = Some(value.to_owned()),
+            "groups" => self.groups = Some(split_groups(value)),
+            "host-cids" => self.host_cids = Some(origin.numbers(key, value)?),
+            "queue-size" => self.queue_size = Some(origin.number(key, value)?),
+            "tx-buffer-size" => self.tx_buffer_size = Some(origin.number(key, value)?),
+            "max-connections" => self.max_connections = Some(origin.number(key, value)?),
+            "max-backlog" => self.max_backlog = Some(origin.number(key, value)?),
+            "max-buffered" => self.max_buffered = Some(origin.number(key, value)?),
+            "max-handshakes" => self.max_handshakes = Some(origin.number(key, value)?),
+            "max-bytes-per-second" => self.max_bytes_per_second = Some(origin.number(key, value)?),
+            "max-requests-per-second" => {
+                self.max_requests_per_second = Some(origin.number(key, value)?);
+            }
+            _ => {
+                return Err(Mistake::new(
+                    origin.setting(key, value),
+                    format!("{key} is an unknown key"),
+                    format!("the keys are {KEYS}"),
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where a VM was written down.
@@ -200,6 +242,6 @@ fn json_key(key: &str) -> String {
 }
 
 /// The names in `a+b`, as the command line has them.
-pub(crate) fn split_groups(text: &str) -> Vec<String> {
+fn split_groups(text: &str) -> Vec<String> {
     text.split('+').map(str::to_owned).collect()
 }

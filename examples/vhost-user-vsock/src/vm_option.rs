@@ -1,14 +1,9 @@
 //! The value of `--vm`: `guest-cid=3,socket=/run/vm3.sock,uds-path=/run/vm3.vsock`.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use crate::mistake::Mistake;
-use crate::spec::{Origin, Settings, VmSpec, split_groups};
-
-const KEYS: &str = "guest-cid, socket, uds-path, socket-mode, socket-owner, groups, host-cids, \
-                    queue-size, tx-buffer-size, max-connections, max-backlog, max-buffered, \
-                    max-handshakes, max-bytes-per-second, max-requests-per-second";
+use crate::spec::{KEYS, Origin, Settings, VmSpec};
 
 /// Reads the text of one `--vm`.
 ///
@@ -34,39 +29,9 @@ pub(crate) fn parse(text: &str) -> Result<VmSpec, Mistake> {
                 "keep one of them",
             ));
         }
-        set(&mut settings, &origin, key, value)?;
+        settings.set(&origin, key, value)?;
     }
     Ok(VmSpec::new(origin, settings))
-}
-
-fn set(settings: &mut Settings, origin: &Origin, key: &str, value: &str) -> Result<(), Mistake> {
-    match key {
-        "guest-cid" => settings.cid = Some(origin.number(key, value)?),
-        "socket" => settings.socket = Some(PathBuf::from(value)),
-        "uds-path" => settings.uds_path = Some(PathBuf::from(value)),
-        "socket-mode" => settings.socket_mode = Some(value.to_owned()),
-        "socket-owner" => settings.socket_owner = Some(value.to_owned()),
-        "groups" => settings.groups = Some(split_groups(value)),
-        "host-cids" => settings.host_cids = Some(origin.numbers(key, value)?),
-        "queue-size" => settings.queue_size = Some(origin.number(key, value)?),
-        "tx-buffer-size" => settings.tx_buffer_size = Some(origin.number(key, value)?),
-        "max-connections" => settings.max_connections = Some(origin.number(key, value)?),
-        "max-backlog" => settings.max_backlog = Some(origin.number(key, value)?),
-        "max-buffered" => settings.max_buffered = Some(origin.number(key, value)?),
-        "max-handshakes" => settings.max_handshakes = Some(origin.number(key, value)?),
-        "max-bytes-per-second" => settings.max_bytes_per_second = Some(origin.number(key, value)?),
-        "max-requests-per-second" => {
-            settings.max_requests_per_second = Some(origin.number(key, value)?);
-        }
-        _ => {
-            return Err(Mistake::new(
-                origin.setting(key, value),
-                format!("{key} is an unknown key"),
-                format!("the keys are {KEYS}"),
-            ));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -103,6 +68,13 @@ mod tests {
                 max_requests_per_second: Some(7),
             }
         );
+    }
+
+    #[test]
+    fn knows_each_key_that_it_lists() {
+        for key in KEYS.split(", ") {
+            assert!(parse(&format!("{key}=3")).is_ok(), "{key}");
+        }
     }
 
     #[test]
