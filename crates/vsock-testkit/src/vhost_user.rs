@@ -307,7 +307,16 @@ impl VhostUser {
     ///
     /// When the ring was never started.
     pub fn was_called(&self, queue: usize) -> bool {
-        self.notifiers[queue].call.read().is_ok()
+        self.calls(queue) > 0
+    }
+
+    /// How often the device has notified of `queue` since this was asked last.
+    ///
+    /// # Panics
+    ///
+    /// When the ring was never started.
+    pub fn calls(&self, queue: usize) -> u64 {
+        self.notifiers[queue].call.read().unwrap_or(0)
     }
 
     fn add_notifiers(&mut self, queue: usize) -> Result<(), Error> {

@@ -26,8 +26,9 @@ use crate::rx::{Room, RxPass};
 use crate::status::ConnectionStatus;
 use crate::trickle;
 
-/// What one connection may put into the RX ring before it is another's turn, in bytes.
-const TURN: usize = 256 * 1024;
+/// After so many bytes that one connection has put into the RX ring it is another's turn. It
+/// is half of what Linux takes at once: the guest reads one half while the other is put.
+const TURN: usize = 128 * 1024;
 
 /// All connections between one guest and the host.
 #[derive(Debug)]
@@ -411,7 +412,8 @@ impl Connections {
     }
 
     /// Fills the RX ring with what the connections have, in turn, for at most `turns` of
-    /// them. `true` when that was not enough though there are buffers.
+    /// them, and until one of them has used up its turn. `true` when there may be more, and
+    /// buffers for it.
     pub(crate) fn fill(&mut self, rx: &mut RxPass<'_, '_>, turns: usize) -> bool {
         for _ in 0..turns {
             let Some(id) = self.table.next_ready() else {
@@ -442,8 +444,10 @@ impl Connections {
             self.put_off(id);
             self.rewatch(id);
             self.settle(id);
-            if outcome == Outcome::NoBuffer {
-                return false;
+            match outcome {
+                Outcome::NoBuffer => return false,
+                Outcome::More => break,
+                Outcome::Done | Outcome::Held => (),
             }
         }
         self.table.has_ready()
@@ -595,9 +599,9 @@ impl Turn<'_> {
             if !self.allowance.has_some(self.now) {
                 return Outcome::Held;
             }
-            let wanted = bytes.min(self.host.read_size()).min(left);
+            let wanted = bytes.min(self.host.read_size());
             match rx.reserve(wanted, packets) {
-                Room::Payload(room) => left -= self.read(rx, room),
+                Room::Payload(room) => left = left.saturating_sub(self.read(rx, room)),
                 // Of no use to payload, but it must come back with a packet in it.
                 Room::Header => rx.commit_control(&self.connection.credit_update().to_raw()),
                 Room::None => return Outcome::NoBuffer,

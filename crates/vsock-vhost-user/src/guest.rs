@@ -127,7 +127,9 @@ impl Service {
         loop {
             match self.wait(back_off) {
                 Wake::Stop => return,
-                Wake::Host => lock(&self.worker).turn(Cause::Host),
+                Wake::Host => {
+                    lock(&self.worker).turn(Cause::Host);
+                }
                 Wake::BackedOff => back_off = false,
                 Wake::Frontend => {
                     if let Err(error) = self.serve() {

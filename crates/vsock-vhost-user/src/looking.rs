@@ -25,8 +25,17 @@ impl Worker {
     /// A turn with the rings of the connected frontend, and those that follow closely.
     pub(crate) fn turns_with(&mut self, mut cause: Cause, rings: &[Vring]) {
         for turn in 1..=TURNS_IN_A_ROW {
-            self.turn_with(cause, rings);
-            match self.look_around(turn % HOST_FIRST == 0) {
+            let fills_on = self.turn_with(cause, rings);
+            let next = if !fills_on {
+                self.look_around(turn % HOST_FIRST == 0)
+            } else if turn < TURNS_IN_A_ROW {
+                // Whoever has got something meanwhile is not to wait for all of it.
+                Some(Cause::Host)
+            } else {
+                self.poller.waker().wake();
+                None
+            };
+            match next {
                 Some(next) => cause = next,
                 None => break,
             }

@@ -316,11 +316,11 @@ impl Worker {
         Some((session.rings.as_ref()?[TX].clone(), session.memory.clone()))
     }
 
-    /// A turn with the rings of the connected frontend.
-    pub(crate) fn turn_with(&mut self, cause: Cause, rings: &[Vring]) {
+    /// A [turn](Self::turn) with the rings of the connected frontend.
+    pub(crate) fn turn_with(&mut self, cause: Cause, rings: &[Vring]) -> bool {
         if self.is_condemned(rings) {
             // What is left is its guest thread's to do.
-            return;
+            return false;
         }
         self.attach(rings);
         if self.has_restarted() {
@@ -339,8 +339,8 @@ impl Worker {
         {
             session.tx_is_pending = true;
         }
-        self.turn(cause);
-        self.is_condemned(rings);
+        let fills_on = self.turn(cause);
+        !self.is_condemned(rings) && fills_on
     }
 
     fn attach(&mut self, rings: &[Vring]) {
@@ -381,8 +381,9 @@ impl Worker {
         restarted
     }
 
-    /// A turn: everything that is ready, within bounds.
-    pub(crate) fn turn(&mut self, cause: Cause) {
+    /// A turn: everything that is ready, within bounds. `true` when there is more to put into
+    /// the RX ring: another turn is to follow.
+    pub(crate) fn turn(&mut self, cause: Cause) -> bool {
         self.set_now();
         let now = self.now;
         self.patience.wakes(now);
@@ -394,7 +395,7 @@ impl Worker {
         self.door.handle_timeouts(now);
         self.member.handle_timeouts(now);
         more |= self.admit_callers(now);
-        more |= self.fill_rx();
+        let fills_on = self.fill_rx();
         if drained.notify
             && let Some((tx, _)) = self.tx_ring()
         {
@@ -412,6 +413,7 @@ impl Worker {
         if more {
             self.poller.waker().wake();
         }
+        fills_on
     }
 
     /// Takes what is ready behind the poller. `true` when there may be more.
@@ -492,19 +494,16 @@ impl Worker {
         more
     }
 
-    /// Puts into the RX ring what there is for the guest. `true` when there is more, and
+    /// Puts into the RX ring what there is for the guest. `true` when there may be more, and
     /// room for it.
     fn fill_rx(&mut self) -> bool {
         if !self.connections.has_ready() {
             return false;
         }
         let connections = &mut self.connections;
-        let more = self
-            .port
-            .with(|rx| connections.fill(rx, FILLS_PER_TURN))
-            .unwrap_or(false);
+        let more = self.port.with(|rx| connections.fill(rx, FILLS_PER_TURN));
         self.port.notify();
-        more
+        more.unwrap_or(false)
     }
 
     /// Tells of a refusal; in the log, one stands for all that follow it closely.

@@ -4,12 +4,15 @@
 
 mod common;
 
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{AT_ONCE, CID, Device, assert_at_once, pattern};
 use vsock_packet::{Cid, Op};
-use vsock_testkit::host::{Client, HostStream};
-use vsock_testkit::{Behaviour, Error, Guest, Setup, State, StreamId, VhostUser, feature};
+use vsock_testkit::host::{Client, HostStream, port_path};
+use vsock_testkit::{Behaviour, Error, Guest, Setup, State, StreamId, VhostUser, feature, queue};
 
 /// Dials port 1234, which the guest listens to.
 fn dial(device: &Device, guest: &mut Guest) -> Result<(StreamId, HostStream, u32), Error> {
@@ -293,5 +296,39 @@ fn silent_clients_are_limited_in_number_and_time() -> Result<(), Error> {
     guest.write_all(stream, b"hello")?;
     assert_eq!(end.read_exact(5)?, b"hello");
     assert_eq!(guest.stream(stream).state(), State::Established);
+    Ok(())
+}
+
+/// It reads one part of its window while the other is put.
+#[test]
+fn a_guest_is_told_of_much_before_all_is_there() -> Result<(), Error> {
+    let device = Device::start();
+    let host = UnixListener::bind(port_path(&device.uds(), 700)).unwrap();
+    let mut guest = device.guest_with(Setup {
+        // It is told whenever there is anything.
+        features: feature::LINUX & !feature::EVENT_IDX,
+        ..Setup::default()
+    })?;
+    let stream = guest.connect(700)?;
+    let (mut end, _) = host.accept().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&end, 512 << 10).unwrap();
+    end.set_nonblocking(true).unwrap();
+
+    let bases = guest.stop()?;
+    let payload = pattern(250_000);
+    let mut waiting = 0;
+    while waiting < payload.len() {
+        waiting += end.write(&payload[waiting..]).unwrap();
+    }
+    guest.resume(&bases)?;
+    let (start, mut calls) = (Instant::now(), 0);
+    // Its driver does not look meanwhile.
+    while calls < 2 {
+        calls += guest.transport().calls(queue::RX);
+        let waited = start.elapsed();
+        assert!(waited < guest.patience, "{calls} calls within {waited:?}");
+        thread::yield_now();
+    }
+    assert_eq!(guest.read_exact(stream, payload.len())?, payload);
     Ok(())
 }

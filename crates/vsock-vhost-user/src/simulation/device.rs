@@ -128,7 +128,9 @@ impl Device {
         } else {
             return false;
         };
-        self.worker.turn_with(cause, &self.rings);
+        if self.worker.turn_with(cause, &self.rings) {
+            self.worker.poller.waker().wake();
+        }
         self.worker.poller.hold_timer();
         if let Some(bytes) = self.socket_size {
             self.worker.connections.for_each_socket(|socket| {
