@@ -14,6 +14,9 @@ fn connections(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
             bencher.iter(|| connections.find_next());
         });
+        group.bench_function(BenchmarkId::new("pass", count), |bencher| {
+            bencher.iter(|| connections.find_pass());
+        });
     }
 }
 
@@ -23,6 +26,9 @@ fn flows(criterion: &mut Criterion) {
         let mut flows = Flows::new(count);
         group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
             bencher.iter(|| flows.send_next());
+        });
+        group.bench_function(BenchmarkId::new("pass", count), |bencher| {
+            bencher.iter(|| flows.send_pass());
         });
     }
 }

@@ -8,15 +8,38 @@ use vsock_packet::{Cid, Header, Op, VsockAddr};
 
 use crate::switch::House;
 
-/// From one connection to the next: from one end of a table to the other, not along it.
-const STRIDE: u32 = 61_803;
+/// Packets that a worker takes from a busy TX ring at once.
+pub const PASS: usize = 32;
+
+/// Connections in turn: from one end of a table to the other, not along it.
+#[derive(Debug)]
+struct Turns {
+    count: u32,
+    next: u32,
+}
+
+impl Turns {
+    const STRIDE: u32 = 61_803;
+
+    fn new(count: u32) -> Self {
+        Self { count, next: 0 }
+    }
+
+    fn next(&mut self) -> u32 {
+        self.next = (self.next + Self::STRIDE) % self.count;
+        self.next
+    }
+
+    fn pass(&mut self) -> [u32; PASS] {
+        std::array::from_fn(|_| self.next())
+    }
+}
 
 /// The table of a guest's connections with the host.
 #[derive(Debug)]
 pub struct Connections {
     table: Table<()>,
-    count: u32,
-    next: u32,
+    turns: Turns,
 }
 
 impl Connections {
@@ -29,45 +52,59 @@ impl Connections {
         }
         Self {
             table,
-            count,
-            next: 0,
+            turns: Turns::new(count),
         }
     }
 
     /// Finds the connection of a packet, each time of another.
     pub fn find_next(&mut self) {
-        self.next = (self.next + STRIDE) % self.count;
-        black_box(self.table.find(&request(self.next)).unwrap());
+        let port = self.turns.next();
+        black_box(self.table.find(&request(port)).unwrap());
+    }
+
+    /// Finds the connections of the packets of a [`PASS`], each of another.
+    pub fn find_pass(&mut self) {
+        let ports = self.turns.pass();
+        let packets = ports.map(request);
+        let ends = packets.iter().map(|packet| Some((packet.src, packet.dst)));
+        let found = self.table.find_all(ends);
+        for (index, packet) in packets.iter().enumerate() {
+            black_box(self.table.find_again(&found, index, packet).unwrap());
+        }
     }
 }
 
+fn guest(port: u32) -> VsockAddr {
+    VsockAddr::new(Cid::new(3), port)
+}
+
 fn request(port: u32) -> Header {
-    let guest = VsockAddr::new(Cid::new(3), port);
-    Header::new(Op::Request, guest, VsockAddr::new(Cid::HOST, 80))
+    Header::new(Op::Request, guest(port), VsockAddr::new(Cid::HOST, 80))
 }
 
 /// The connections between two guests of a switch.
 #[derive(Debug)]
 pub struct Flows {
     house: House,
-    count: u32,
-    next: u32,
+    turns: Turns,
 }
 
 impl Flows {
     /// So many connections.
     pub fn new(count: u32) -> Self {
-        let house = House::with(count, Instant::now());
         Self {
-            house,
-            count,
-            next: 0,
+            house: House::with(count, Instant::now()),
+            turns: Turns::new(count),
         }
     }
 
     /// Sends a packet without payload, each time of another connection.
     pub fn send_next(&mut self) {
-        self.next = (self.next + STRIDE) % self.count;
-        self.house.update(self.next);
+        self.house.update(self.turns.next());
+    }
+
+    /// Sends the packets of a [`PASS`], without payload and each of another connection.
+    pub fn send_pass(&mut self) {
+        self.house.update_all(self.turns.pass().into_iter());
     }
 }

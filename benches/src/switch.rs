@@ -144,6 +144,16 @@ impl House {
         self.sender.send(&[packet], self.now);
     }
 
+    /// The sender tells of its credit on some connections, at once.
+    pub fn update_all(&self, connections: impl Iterator<Item = u32>) {
+        let packet = |connection| {
+            let header = self.header(connection, Op::CreditUpdate);
+            Packet::new(header, Payload::EMPTY)
+        };
+        let packets: Vec<_> = connections.map(packet).collect();
+        self.sender.send(&packets, self.now);
+    }
+
     fn answer(&self, connection: u32, op: Op) {
         let request = self.header(connection, op);
         let header = Header {

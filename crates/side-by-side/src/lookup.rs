@@ -4,19 +4,23 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rustix::time::{ClockId, clock_gettime};
-use vsock_benches::lookups::{Connections, Flows};
+use vsock_benches::lookups::{Connections, Flows, PASS};
 
 use crate::noise::{Noise, Watch};
 use crate::placement::{Placement, Side};
 use crate::sample::Sample;
 
-/// Where it is looked up.
+/// Where it is looked up, and for how many packets at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Lookup {
-    /// In the table of a guest's connections with the host.
+    /// In the table of a guest's connections with the host, one by one.
     Connection,
+    /// The same, for as many as a pass over a busy TX ring takes at once.
+    Connections,
     /// In the switch, by sending a packet.
     Flow,
+    /// The same, with as many as a pass takes at once.
+    Flows,
 }
 
 const FEW: u32 = 10;
@@ -41,20 +45,28 @@ impl Lookup {
         match self {
             Self::Connection => {
                 let mut connections = Connections::new(count);
-                time(|| connections.find_next())
+                time(RUN, || connections.find_next())
+            }
+            Self::Connections => {
+                let mut connections = Connections::new(count);
+                time(RUN / PASS as u32, || connections.find_pass())
             }
             Self::Flow => {
                 let mut flows = Flows::new(count);
-                time(|| flows.send_next())
+                time(RUN, || flows.send_next())
+            }
+            Self::Flows => {
+                let mut flows = Flows::new(count);
+                time(RUN / PASS as u32, || flows.send_pass())
             }
         }
     }
 }
 
-fn time(mut lookup: impl FnMut()) -> f64 {
+fn time(times: u32, mut lookup: impl FnMut()) -> f64 {
     let run = |_| {
         let start = ran();
-        (0..RUN).for_each(|_| lookup());
+        (0..times).for_each(|_| lookup());
         (ran() - start).as_secs_f64()
     };
     (0..RUNS).map(run).fold(f64::INFINITY, f64::min)

@@ -242,11 +242,13 @@ fn memory() -> Vec<Scenario> {
 
 fn lookups() -> Vec<Scenario> {
     let all = [
-        ("connection", Lookup::Connection),
-        ("flow between siblings", Lookup::Flow),
+        ("connections of a pass", Lookup::Connections),
+        ("connection by itself", Lookup::Connection),
+        ("flows of a pass", Lookup::Flows),
+        ("flow by itself", Lookup::Flow),
     ];
     let scenario = |(what, lookup)| {
-        let name = format!("{what} among 100,000 or 10");
+        let name = format!("{what}, among 100,000 or 10");
         Scenario::new(&name, Subject::Lookup(lookup), &[], &[AtMost(1.5)])
     };
     all.into_iter().map(scenario).collect()

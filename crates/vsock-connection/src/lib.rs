@@ -37,4 +37,4 @@ mod table;
 pub use connection::{Cause, Connection, Received, Timeouts};
 pub use credit::CreditViolation;
 pub use ports::HostPorts;
-pub use table::{ConnectionId, Entry, Table, TableFull};
+pub use table::{ConnectionId, Entry, Found, Table, TableFull};

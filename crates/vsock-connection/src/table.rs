@@ -1,9 +1,10 @@
 //! The connections of one guest.
 
-use std::collections::hash_map;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
+use hashbrown::HashTable;
 use slab::Slab;
 use thiserror::Error;
 use vsock_packet::{Header, VsockAddr};
@@ -63,6 +64,9 @@ struct Ends {
 }
 
 impl Ends {
+    /// Those of no connection: both have the same CID and port.
+    const NONE: Self = Self { host: 0, guest: 0 };
+
     fn new(host: VsockAddr, guest: VsockAddr) -> Self {
         let number = |end: VsockAddr| u64::from(end.cid) << 32 | u64::from(end.port.value());
         Self {
@@ -76,14 +80,35 @@ impl Ends {
     }
 }
 
+/// The connections of packets, as they were when [found](Table::find_all).
+#[derive(Clone, Debug)]
+pub struct Found {
+    ids: [Option<ConnectionId>; Self::AT_MOST],
+    len: usize,
+    /// See [`Table::changes`].
+    changes: u64,
+}
+
+impl Found {
+    /// Packets of which there may be the connections in it.
+    pub const AT_MOST: usize = 32;
+}
+
+/// So many connections are many. The index of fewer stays in a core's own caches.
+const MANY: usize = 1024;
+
 /// The connections of one guest: found by their ends, by what they have for the guest,
 /// and by their timers.
 #[derive(Debug)]
 pub struct Table<H> {
     entries: Slab<Entry<H>>,
-    by_ends: HashMap<Ends, ConnectionId>,
+    by_ends: HashTable<(Ends, ConnectionId)>,
     /// The one found last: packets come in runs.
     latest: Option<(Ends, ConnectionId)>,
+    /// Changes of what is found by what ends, modulo 2^64.
+    changes: u64,
+    /// Guests choose their ports, and must not be able to choose where they lie.
+    hasher: RandomState,
     ready: VecDeque<ConnectionId>,
     timers: BTreeSet<(Instant, ConnectionId)>,
     limit: usize,
@@ -96,8 +121,10 @@ impl<H> Table<H> {
     pub fn new(limit: usize) -> Self {
         Self {
             entries: Slab::new(),
-            by_ends: HashMap::new(),
+            by_ends: HashTable::new(),
             latest: None,
+            changes: 0,
+            hasher: RandomState::new(),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             limit,
@@ -153,9 +180,29 @@ impl<H> Table<H> {
             scheduled: None,
         };
         let id = id(self.entries.insert(entry), generation);
-        self.by_ends.insert(ends, id);
-        self.latest = None;
+        self.set_found(ends, id);
         Ok(id)
+    }
+
+    /// Has the connection with these ends be this one.
+    fn set_found(&mut self, ends: Ends, id: ConnectionId) {
+        let hasher = &self.hasher;
+        let rehash = |(ends, _): &(Ends, ConnectionId)| hasher.hash_one(ends);
+        self.by_ends
+            .entry(hasher.hash_one(ends), |(other, _)| *other == ends, rehash)
+            .and_modify(|(_, found)| *found = id)
+            .or_insert((ends, id));
+        self.note_change();
+    }
+
+    fn note_change(&mut self) {
+        self.latest = None;
+        self.changes = self.changes.wrapping_add(1);
+    }
+
+    fn find_hashed(&self, hash: u64, ends: Ends) -> Option<ConnectionId> {
+        let found = self.by_ends.find(hash, |(other, _)| *other == ends);
+        found.map(|(_, id)| *id)
     }
 
     /// The connection that a packet of the guest's belongs to.
@@ -166,14 +213,59 @@ impl<H> Table<H> {
         {
             return Some(id);
         }
-        let id = *self.by_ends.get(&ends)?;
+        let id = self.find_hashed(self.hasher.hash_one(ends), ends)?;
         self.latest = Some((ends, id));
         Some(id)
     }
 
+    /// The connections that packets of the guest's belong to, which go from and to these ends, if
+    /// to any. Among many connections most of the time to find one is that of fetching it
+    /// from memory; here those of several are fetched at the same time. Of further packets than
+    /// [`Found::AT_MOST`], and among few connections, it finds none.
+    pub fn find_all(&self, packets: impl Iterator<Item = Option<(VsockAddr, VsockAddr)>>) -> Found {
+        let mut found = Found {
+            ids: [None; Found::AT_MOST],
+            len: 0,
+            changes: self.changes,
+        };
+        if self.by_ends.len() < MANY {
+            return found;
+        }
+        let mut wanted = [(Ends::NONE, 0); Found::AT_MOST];
+        let mut last = (Ends::NONE, 0);
+        for (wanted, packet) in wanted.iter_mut().zip(packets) {
+            let ends = packet.map_or(Ends::NONE, |(from, to)| Ends::new(to, from));
+            if last.0 != ends {
+                last = (ends, self.hasher.hash_one(ends));
+            }
+            *wanted = last;
+            found.len += 1;
+        }
+        for (id, (ends, hash)) in found.ids.iter_mut().zip(&wanted[..found.len]) {
+            *id = self.find_hashed(*hash, *ends);
+        }
+        found
+    }
+
+    /// The connection that a packet of the guest's belongs to: the one of this index when all
+    /// were [found](Self::find_all), or, if there are others since, [now](Self::find).
+    pub fn find_again(
+        &mut self,
+        found: &Found,
+        index: usize,
+        header: &Header,
+    ) -> Option<ConnectionId> {
+        if index < found.len && found.changes == self.changes {
+            found.ids[index]
+        } else {
+            self.find(header)
+        }
+    }
+
     /// The connection between these ends.
     pub fn find_ends(&self, host: VsockAddr, guest: VsockAddr) -> Option<ConnectionId> {
-        self.by_ends.get(&Ends::new(host, guest)).copied()
+        let ends = Ends::new(host, guest);
+        self.find_hashed(self.hasher.hash_one(ends), ends)
     }
 
     /// An entry; `None` when it was removed.
@@ -190,11 +282,11 @@ impl<H> Table<H> {
             return;
         };
         let ends = Ends::of(&entry.connection);
-        if let hash_map::Entry::Occupied(found) = self.by_ends.entry(ends)
-            && *found.get() == id
-        {
+        let is_meant = |found: &(Ends, ConnectionId)| *found == (ends, id);
+        let hash = self.hasher.hash_one(ends);
+        if let Ok(found) = self.by_ends.find_entry(hash, is_meant) {
             found.remove();
-            self.latest = None;
+            self.note_change();
         }
     }
 
@@ -338,6 +430,45 @@ mod tests {
         assert_eq!(table.find(&packet(1)), Some(new));
         table.remove(old);
         assert_eq!(table.find(&packet(1)), Some(new));
+    }
+
+    #[test]
+    fn finds_those_of_several_packets_at_once_and_what_has_become_of_them() {
+        let many = MANY as u32;
+        let mut table = Table::new(2 * MANY);
+        let insert = |table: &mut Table<()>, port| {
+            table.insert(connection(port, Instant::now()), ()).unwrap()
+        };
+        let ids: Vec<_> = (0..many).map(|port| insert(&mut table, port)).collect();
+        let packets: Vec<_> = [5, 7, 7, many, 9].map(packet).into();
+        let find_all = |table: &Table<()>| {
+            table.find_all(packets.iter().map(|packet| Some((packet.src, packet.dst))))
+        };
+        let found_again = |table: &mut Table<()>, found: &Found| -> Vec<_> {
+            let again = |(index, packet)| table.find_again(found, index, packet);
+            packets.iter().enumerate().map(again).collect()
+        };
+        let [five, seven, nine] = [5, 7, 9].map(|port| Some(ids[port]));
+        let found = find_all(&table);
+        assert_eq!(found.len, packets.len());
+        let all = [five, seven, seven, None, nine];
+        assert_eq!(found_again(&mut table, &found), all);
+
+        table.forget(ids[7]);
+        let all = [five, None, None, None, nine];
+        assert_eq!(found_again(&mut table, &found), all);
+        let new = Some(insert(&mut table, many));
+        let again = insert(&mut table, 5);
+        let all = [Some(again), None, None, new, nine];
+        assert_eq!(found_again(&mut table, &found), all);
+        let found = find_all(&table);
+        assert_eq!(found_again(&mut table, &found), all);
+
+        let beyond = (0..2 * Found::AT_MOST as u32).map(packet);
+        let found = table.find_all(beyond.map(|packet| Some((packet.src, packet.dst))));
+        let last = Found::AT_MOST + 1;
+        let found = table.find_again(&found, last, &packet(last as u32));
+        assert_eq!(found, Some(ids[last]));
     }
 
     #[test]

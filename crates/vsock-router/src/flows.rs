@@ -8,7 +8,7 @@ use vsock_packet::{Cid, Op, RawHeader};
 
 use crate::account::{Charge, Waiting};
 use crate::flow::{Delivered, Ends, Half};
-use crate::halves::{Flow, Halves, Whole};
+use crate::halves::{Flow, Found, Halves, Whole};
 use crate::member::Member;
 use crate::outstanding::Aside;
 use crate::port::{Packet, Receiver};
@@ -210,8 +210,16 @@ impl Flows {
         earlier
     }
 
-    /// Looks at packets that the member sends, as many as go to the same peer.
-    pub(crate) fn note_run(&mut self, packets: &[Packet<'_>], now: Instant) -> Run {
+    /// Finds the halves that packets travel, or that lead [back](Ends::reversed), if it is
+    /// more than one: that is found when it is needed.
+    pub(crate) fn find_all(&self, packets: &[Packet<'_>], way: fn(Ends) -> Ends) -> Option<Found> {
+        let ends = packets.iter().map(|packet| way(Ends::of(&packet.header)));
+        (packets.len() > 1).then(|| self.halves.find_all(ends))
+    }
+
+    /// Looks at packets that the member sends, as many as go to the same peer. Their halves
+    /// may have been `found` before.
+    pub(crate) fn note_run(&mut self, packets: &[Packet<'_>], found: &[u32], now: Instant) -> Run {
         let mut run = Run {
             len: 0,
             verdict: Verdict::Drop,
@@ -220,7 +228,8 @@ impl Flows {
         while let Some(packet) = packets.get(run.len) {
             let ends = Ends::of(&packet.header).reversed();
             let is_first = run.len == 0;
-            let Some(mut flow) = self.halves.get_mut(ends) else {
+            let found = found.get(run.len).copied();
+            let Some(mut flow) = self.halves.get_found(found, ends) else {
                 if is_first && packet.header.op != Op::Rst {
                     run.verdict = Verdict::Stranger;
                 }
@@ -267,17 +276,18 @@ impl Flows {
         run
     }
 
-    /// Takes a packet that leads here.
+    /// Takes a packet that leads here. Its half may have been `found` before.
     pub(crate) fn take(
         &mut self,
         packet: &Packet<'_>,
+        found: Option<u32>,
         limit: usize,
         receiver: Option<&mut dyn Receiver>,
         now: Instant,
         failed: &mut Vec<Failed>,
     ) {
         let ends = Ends::of(&packet.header);
-        let Some(Whole { half, mut out, .. }) = self.halves.get_mut(ends) else {
+        let Some(Whole { half, mut out, .. }) = self.halves.get_found(found, ends) else {
             // An RST needs no end that it could reach.
             if packet.header.op != Op::Rst {
                 failed.push(Failed::Gone(ends));

@@ -12,6 +12,7 @@
 //! what only payload needs lies in the same place of another list.
 
 use std::hash::{BuildHasher, RandomState};
+use std::hint::black_box;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -34,6 +35,15 @@ const _: () = assert!(size_of::<Result<Flow, usize>>() <= 64);
 
 /// Memory for so many is kept when the last one goes; for more it is given back then.
 const KEPT: usize = 1024;
+
+/// So many are looked up at once.
+pub(crate) const AT_ONCE: usize = 32;
+
+/// Where halves are, in the order in which they were asked for.
+pub(crate) type Found = [u32; AT_ONCE];
+
+/// No place.
+const NOWHERE: u32 = u32::MAX;
 
 /// All of a flow.
 pub(crate) struct Whole<'a> {
@@ -64,22 +74,64 @@ impl Halves {
         self.places.iter().map(|(_, flow)| flow)
     }
 
-    fn find(&self, ends: Ends) -> Option<usize> {
+    fn hash(&self, ends: Ends) -> u64 {
+        self.hasher.hash_one(ends)
+    }
+
+    fn is_at(&self, place: u32, ends: Ends) -> bool {
+        let flow = self.places.get(place as usize);
+        flow.is_some_and(|flow| flow.half.ends() == ends)
+    }
+
+    fn find(&self, hash: u64, ends: Ends) -> Option<u32> {
         let is_meant = |place: &u32| self.places[*place as usize].half.ends() == ends;
-        let place = self.index.find(self.hasher.hash_one(ends), is_meant)?;
-        Some(*place as usize)
+        self.index.find(hash, is_meant).copied()
+    }
+
+    /// Finds [some](AT_ONCE) at once. Among many, the time to find one is that of fetching a
+    /// line of the index, and then one of the half, from memory. Here nothing waits for one
+    /// before the last is asked for, so that they come at the same time.
+    pub(crate) fn find_all(&self, all: impl Iterator<Item = Ends> + Clone) -> Found {
+        let mut hashes = [0; AT_ONCE];
+        for (hash, ends) in hashes.iter_mut().zip(all.clone()) {
+            *hash = self.hash(ends);
+        }
+        let mut found = [NOWHERE; AT_ONCE];
+        for ((place, hash), _) in found.iter_mut().zip(&hashes).zip(all.clone()) {
+            // The first that may be it most often is.
+            if let Some(first) = self.index.find(*hash, |_| true) {
+                *place = *first;
+            }
+        }
+        let there = |place: &&u32| self.places.contains(**place as usize);
+        black_box(found.iter().filter(there).count());
+        for ((place, hash), ends) in found.iter_mut().zip(&hashes).zip(all) {
+            if !self.is_at(*place, ends) {
+                *place = self.find(*hash, ends).unwrap_or(NOWHERE);
+            }
+        }
+        found
     }
 
     /// The one with these ends.
     pub(crate) fn get(&self, ends: Ends) -> Option<&Flow> {
-        self.places.get(self.find(ends)?)
+        let place = self.find(self.hash(ends), ends)?;
+        self.places.get(place as usize)
     }
 
     /// The one with these ends.
     pub(crate) fn get_mut(&mut self, ends: Ends) -> Option<Whole<'_>> {
-        let place = self.find(ends)?;
-        let Flow { half, peer } = self.places.get_mut(place)?;
-        let out = Aside::new(&mut self.outstanding, place);
+        self.get_found(None, ends)
+    }
+
+    /// The one with these ends, wherever it is by now, that may have been `found` before.
+    pub(crate) fn get_found(&mut self, found: Option<u32>, ends: Ends) -> Option<Whole<'_>> {
+        let place = match found {
+            Some(place) if self.is_at(place, ends) => place,
+            _ => self.find(self.hash(ends), ends)?,
+        };
+        let Flow { half, peer } = self.places.get_mut(place as usize)?;
+        let out = Aside::new(&mut self.outstanding, place as usize);
         Some(Whole { half, out, peer })
     }
 

@@ -9,6 +9,7 @@ use vsock_packet::{Cid, Features, Header, RawHeader, SocketType, VsockAddr};
 use crate::account::{Charge, Slot};
 use crate::flow::{Claim, Ends, Half};
 use crate::flows::{End, Failed, Flows, Verdict};
+use crate::halves::AT_ONCE;
 use crate::port::{Packet, Port};
 use crate::record::{ConnectionId, ConnectionKind, Recorder, SiblingConnection};
 use crate::router::Refusal;
@@ -235,40 +236,61 @@ impl Member {
     /// straight into the receiver's RX queue, or waits for room there; the guest is done
     /// with them all when this returns. One of no connection is [refused](Self::refuse).
     pub fn send(&self, packets: &[Packet<'_>], now: Instant) {
-        let mut rest = packets;
         let mut own = false;
-        while !rest.is_empty() {
-            let run = self.flows().note_run(rest, now);
-            own |= run.unblocked;
-            let (some, others) = rest.split_at(run.len);
-            match run.verdict {
-                Verdict::Forward(peer) => {
-                    for failed in peer.take(some, now) {
-                        own = true;
-                        self.fail(&failed, now);
-                    }
-                }
-                Verdict::Reset(peer) => {
-                    self.count_violation();
-                    own = true;
-                    if let Some(packet) = some.first() {
-                        peer.end(Ends::of(&packet.header), Half::reset, now);
-                    }
-                }
-                Verdict::Drop => (),
-                Verdict::Stranger => {
-                    own = true;
-                    self.counters.strangers.fetch_add(1, Ordering::Relaxed);
-                    if let Some(packet) = some.first() {
-                        self.refuse(&packet.header.to_raw());
-                    }
-                }
-            }
-            rest = others;
+        for some in packets.chunks(AT_ONCE) {
+            own |= self.send_some(some, now);
         }
         if own {
             self.flush(now);
         }
+    }
+
+    /// Sends packets that are looked up at once. `true` when the guest is to be told something
+    /// itself.
+    fn send_some(&self, packets: &[Packet<'_>], now: Instant) -> bool {
+        let mut flows = self.flows();
+        let found = flows.find_all(packets, Ends::reversed);
+        let mut found = found.as_ref().map_or(&[][..], |found| &found[..]);
+        let mut rest = packets;
+        let mut own = false;
+        loop {
+            let run = flows.note_run(rest, found, now);
+            drop(flows);
+            let (some, others) = rest.split_at(run.len);
+            own |= run.unblocked | self.settle(run.verdict, some, now);
+            if others.is_empty() {
+                return own;
+            }
+            rest = others;
+            found = found.get(run.len..).unwrap_or_default();
+            flows = self.flows();
+        }
+    }
+
+    /// Does with packets what was found out to be their fate. `true` when the guest is to be told
+    /// something itself.
+    fn settle(&self, verdict: Verdict, packets: &[Packet<'_>], now: Instant) -> bool {
+        match verdict {
+            Verdict::Forward(peer) => {
+                let failed = peer.take(packets, now);
+                failed.iter().for_each(|failed| self.fail(failed, now));
+                return !failed.is_empty();
+            }
+            Verdict::Reset(peer) => {
+                self.count_violation();
+                if let Some(packet) = packets.first() {
+                    peer.end(Ends::of(&packet.header), Half::reset, now);
+                }
+            }
+            Verdict::Drop => return false,
+            Verdict::Stranger => {
+                self.counters.strangers.fetch_add(1, Ordering::Relaxed);
+                if let Some(packet) = packets.first() {
+                    self.refuse(&packet.header.to_raw());
+                }
+            }
+        }
+        true
     }
 
     /// Ends a connection of which a packet of the guest's could not be taken.
@@ -315,18 +337,27 @@ impl Member {
     fn take(&self, packets: &[Packet<'_>], now: Instant) -> Vec<Failed> {
         let mut failed = Vec::new();
         let mut flows = self.flows();
+        let found = flows.find_all(packets, |ends| ends);
+        let found = |index: usize| found.as_ref()?.get(index).copied();
         let limit = self.max_backlog.load(Ordering::Relaxed);
         let mut passed = false;
         self.port.pass(&mut |receiver| {
             passed = true;
-            for packet in packets {
-                flows.take(packet, limit, Some(&mut *receiver), now, &mut failed);
+            for (index, packet) in packets.iter().enumerate() {
+                flows.take(
+                    packet,
+                    found(index),
+                    limit,
+                    Some(&mut *receiver),
+                    now,
+                    &mut failed,
+                );
             }
             flows.flush(receiver, now);
         });
         if !passed {
-            for packet in packets {
-                flows.take(packet, limit, None, now, &mut failed);
+            for (index, packet) in packets.iter().enumerate() {
+                flows.take(packet, found(index), limit, None, now, &mut failed);
             }
         }
         self.let_go(flows);

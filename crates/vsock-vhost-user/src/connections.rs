@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::{debug, trace};
-use vsock_connection::{Cause, Connection, ConnectionId, HostPorts, Received, Table, Timeouts};
+use vsock_connection::{
+    Cause, Connection, ConnectionId, Found, HostPorts, Received, Table, Timeouts,
+};
 use vsock_packet::{Cid, GuestCid, Header, PortNumber, ShutdownFlags, SocketType, VsockAddr};
 use vsock_router::{ConnectionKind, ConnectionState, Record, Recorder};
 
@@ -256,10 +258,25 @@ impl Connections {
         }
     }
 
+    /// The connections that packets between these ends belong to.
+    pub(crate) fn find_all(
+        &self,
+        packets: impl Iterator<Item = Option<(VsockAddr, VsockAddr)>>,
+    ) -> Found {
+        self.table.find_all(packets)
+    }
+
     /// The connection that a packet belongs to, unless it is a REQUEST that shows that
-    /// the guest has forgotten a closed one.
-    pub(crate) fn find(&mut self, header: &Header) -> Option<ConnectionId> {
-        let id = self.table.find(header)?;
+    /// the guest has forgotten a closed one. It may have been the one `found` for this index.
+    pub(crate) fn find(
+        &mut self,
+        header: &Header,
+        found: Option<(&Found, usize)>,
+    ) -> Option<ConnectionId> {
+        let id = match found {
+            Some((found, index)) => self.table.find_again(found, index, header),
+            None => self.table.find(header),
+        }?;
         let entry = self.table.get_mut(id)?;
         if header.op == vsock_packet::Op::Request && entry.connection.closed().is_some() {
             entry.connection.abandon();

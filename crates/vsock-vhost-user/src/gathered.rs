@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType as NetType};
 use rustix::process::Pid;
 use tracing::{debug, trace};
-use vsock_connection::ConnectionId;
+use vsock_connection::{ConnectionId, Found};
+use vsock_packet::chain::ChainError;
 use vsock_packet::{Header, Op, Payload, RawHeader, SocketType};
 use vsock_router::{HostEndpoint, Packet, Refusal, Request, Route};
 
@@ -21,15 +22,18 @@ use crate::mishaps::{self, Call};
 use crate::socket_io::peer_process;
 use crate::worker::Worker;
 
+/// A packet taken from the TX ring: what was read of it, and where its pieces are among those of
+/// the pass.
+pub(crate) type Taken = (Result<RawHeader, ChainError>, Range<usize>);
+
 /// Packets of one destination that have not been handed on.
 #[derive(Default)]
-pub(crate) struct Gathered<'m> {
+pub(crate) struct Gathered {
     destination: Option<Destination>,
-    /// The pieces of all their payload.
-    pub(crate) pieces: Vec<Piece<'m>>,
-    /// Bytes in the pieces, for the host.
+    /// For the host: where their pieces are, and the bytes in them.
+    pieces: Range<usize>,
     len: usize,
-    /// The packets and where their pieces are, for siblings.
+    /// For siblings: the packets and where their pieces are.
     packets: Vec<(Header, Range<usize>)>,
 }
 
@@ -40,51 +44,76 @@ enum Destination {
 }
 
 impl Worker {
-    /// Deals with a packet whose payload are the gathered pieces from `start` on.
-    pub(crate) fn take_packet(
+    /// Deals with packets, the payload of which is in `pieces`.
+    pub(crate) fn take_packets(&mut self, taken: &[Taken], pieces: &[Piece<'_>]) {
+        // One is found when it is needed.
+        let found = (taken.len() > 1).then(|| {
+            let ends = |(raw, _): &Taken| raw.as_ref().ok()?.ends();
+            self.connections.find_all(taken.iter().map(ends))
+        });
+        let mut gathered = std::mem::take(&mut self.gathered);
+        for (index, (raw, at)) in taken.iter().enumerate() {
+            self.counters.tx_packets.add(1);
+            match raw {
+                Ok(raw) => {
+                    let found = found.as_ref().map(|found| (found, index));
+                    self.take_packet(raw, found, at, pieces, &mut gathered);
+                }
+                Err(error) => {
+                    debug!(guest = %self.guest, %error, "a malformed chain");
+                    self.counters.malformed_chains.add(1);
+                    if let Some(raw) = error.header() {
+                        self.hand_on(pieces, &mut gathered);
+                        self.ruin(raw);
+                    }
+                }
+            }
+        }
+        self.hand_on(pieces, &mut gathered);
+        self.gathered = gathered;
+    }
+
+    /// Deals with a packet whose payload are the pieces at `at`.
+    fn take_packet(
         &mut self,
         raw: &RawHeader,
-        start: usize,
-        gathered: &mut Gathered<'_>,
+        found: Option<(&Found, usize)>,
+        at: &Range<usize>,
+        pieces: &[Piece<'_>],
+        gathered: &mut Gathered,
     ) {
         let header = match Header::parse(raw) {
             Ok(header) => header,
             Err(error) => {
                 debug!(guest = %self.guest, %error, "an invalid header");
                 self.counters.invalid_headers.add(1);
-                gathered.pieces.truncate(start);
-                self.hand_on(gathered);
+                self.hand_on(pieces, gathered);
                 self.ruin(raw);
                 return;
             }
         };
         trace!(%header, "from the guest");
-        let destination = self.destination_of(&header);
+        let destination = self.destination_of(&header, found);
         let goes_on = destination == gathered.destination
             && (header.op == Op::Rw || destination == Some(Destination::Siblings));
         if !goes_on {
-            self.hand_on_before(start, gathered);
+            self.hand_on(pieces, gathered);
             gathered.destination = destination;
+            gathered.pieces = at.clone();
         }
         match destination {
-            None => {
-                gathered.pieces.clear();
-                self.take_stranger(raw, &header);
-            }
+            None => self.take_stranger(raw, &header),
             Some(Destination::Siblings) => {
-                let start = if goes_on { start } else { 0 };
-                gathered
-                    .packets
-                    .push((header, start..gathered.pieces.len()));
+                gathered.packets.push((header, at.clone()));
                 self.count_payload(&header);
             }
             Some(Destination::Host(id)) if self.connections.receive(id, &header) => {
+                gathered.pieces.end = at.end;
                 gathered.len += header.len as usize;
                 self.count_payload(&header);
             }
             Some(Destination::Host(id)) => {
-                gathered.pieces.truncate(if goes_on { start } else { 0 });
-                self.hand_on(gathered);
+                self.hand_on(pieces, gathered);
                 self.connections.settle(id);
             }
         }
@@ -99,12 +128,16 @@ impl Worker {
 
     /// Where a packet goes that is no question to the router; `None` for those that are,
     /// and for those that claim to be somebody else's.
-    fn destination_of(&mut self, header: &Header) -> Option<Destination> {
+    fn destination_of(
+        &mut self,
+        header: &Header,
+        found: Option<(&Found, usize)>,
+    ) -> Option<Destination> {
         if header.src.cid != self.guest.cid() {
             return None;
         }
         if header.socket_type == SocketType::Stream
-            && let Some(id) = self.connections.find(header)
+            && let Some(id) = self.connections.find(header, found)
         {
             return Some(Destination::Host(id));
         }
@@ -112,21 +145,15 @@ impl Worker {
     }
 
     /// Hands on what was gathered.
-    pub(crate) fn hand_on(&mut self, gathered: &mut Gathered<'_>) {
-        self.hand_on_before(gathered.pieces.len(), gathered);
-    }
-
-    /// Hands on what was gathered, but for the pieces from `end` on: they are another
-    /// packet's, and the first from now on.
-    fn hand_on_before(&mut self, end: usize, gathered: &mut Gathered<'_>) {
-        let pieces = &gathered.pieces[..end];
+    fn hand_on(&mut self, pieces: &[Piece<'_>], gathered: &mut Gathered) {
         match gathered.destination.take() {
             Some(Destination::Host(id)) if gathered.len > 0 => {
+                let pieces = &pieces[gathered.pieces.clone()];
                 self.connections.write(id, pieces, gathered.len);
             }
             Some(Destination::Siblings) => {
-                let packet = |(header, range): &(Header, Range<usize>)| {
-                    Packet::new(*header, Payload::from_pieces(&pieces[range.clone()]))
+                let packet = |(header, at): &(Header, Range<usize>)| {
+                    Packet::new(*header, Payload::from_pieces(&pieces[at.clone()]))
                 };
                 match &gathered.packets[..] {
                     // Most often it is one, which needs no list.
@@ -140,13 +167,12 @@ impl Worker {
             _ => (),
         }
         gathered.packets.clear();
-        gathered.pieces.drain(..end);
         gathered.len = 0;
     }
 
     /// Ends the connection of a packet that can't be read: what it carried is missing
     /// from then on. Without a connection it is answered like any stranger.
-    pub(crate) fn ruin(&mut self, raw: &RawHeader) {
+    fn ruin(&mut self, raw: &RawHeader) {
         let ruined = raw.ends().is_some_and(|(src, dst)| {
             src.cid == self.guest.cid()
                 && (self.connections.ruin(dst, src) || self.member.ruin(src, dst, self.now))

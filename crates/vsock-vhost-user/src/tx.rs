@@ -7,12 +7,10 @@
 
 use tracing::debug;
 use vhost_user_backend::VringT;
-use virtio_queue::DescriptorChain;
 use vm_memory::GuestAddressSpace;
 use vsock_packet::chain::read_packet;
 
-use crate::gathered::Gathered;
-use crate::memory::Memory;
+use crate::memory::{Memory, Piece};
 use crate::memory_faults;
 use crate::ring::RingPass;
 use crate::worker::Worker;
@@ -58,10 +56,10 @@ impl Worker {
         let mut drained = Drained::default();
         let mut idle_rounds = 0;
         let mut held = false;
-        let mut gathered = Gathered::default();
+        let mut pieces = Vec::new();
         pass.disable_kicks();
         loop {
-            let taken = self.take_chains(&mut pass, memory, &mut gathered);
+            let taken = self.take_chains(&mut pass, memory, &mut pieces);
             drained.notify |= pass.publish().unwrap_or_else(|error| {
                 debug!(%error, "the TX ring is broken");
                 false
@@ -89,41 +87,23 @@ impl Worker {
         &mut self,
         pass: &mut RingPass<'_, 'm>,
         memory: &'m Memory,
-        gathered: &mut Gathered<'m>,
+        pieces: &mut Vec<Piece<'m>>,
     ) -> usize {
-        let mut taken = 0;
-        while taken < CHAINS_PER_PUBLISH
+        let mut taken = std::mem::take(&mut self.taken);
+        while taken.len() < CHAINS_PER_PUBLISH
             && let Some(chain) = pass.next_chain()
         {
-            taken += 1;
-            let head = chain.head_index();
-            self.take_chain(memory, chain, gathered);
+            let (head, start) = (chain.head_index(), pieces.len());
+            let raw = read_packet(memory, chain, pieces);
+            taken.push((raw, start..pieces.len()));
             if let Err(error) = pass.add_used(head, 0) {
                 debug!(head, %error, "cannot return a TX chain");
             }
         }
-        self.hand_on(gathered);
-        taken
-    }
-
-    fn take_chain<'m>(
-        &mut self,
-        memory: &'m Memory,
-        chain: DescriptorChain<&'m Memory>,
-        gathered: &mut Gathered<'m>,
-    ) {
-        self.counters.tx_packets.add(1);
-        let start = gathered.pieces.len();
-        match read_packet(memory, chain, &mut gathered.pieces) {
-            Ok(raw) => self.take_packet(&raw, start, gathered),
-            Err(error) => {
-                debug!(guest = %self.guest, %error, "a malformed chain");
-                self.counters.malformed_chains.add(1);
-                if let Some(raw) = error.header() {
-                    self.hand_on(gathered);
-                    self.ruin(raw);
-                }
-            }
-        }
+        self.take_packets(&taken, pieces);
+        pieces.clear();
+        let count = taken.drain(..).len();
+        self.taken = taken;
+        count
     }
 }

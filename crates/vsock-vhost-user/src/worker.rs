@@ -32,6 +32,7 @@ use crate::counters::Counters;
 use crate::door::{Caller, Door};
 use crate::events::{ClientRefusal, Event, Hub};
 use crate::fault::Fault;
+use crate::gathered::{Gathered, Taken};
 use crate::handle::Settings;
 use crate::inbox::Inbox;
 use crate::memory::SharedMemory;
@@ -86,6 +87,9 @@ pub(crate) struct Worker {
     pub(crate) cores: Cores,
     /// The guest was not asked to kick: the worker is going to look for itself.
     pub(crate) looks_for_tx: bool,
+    /// Empty between passes over the TX ring, and kept for the next.
+    pub(crate) taken: Vec<Taken>,
+    pub(crate) gathered: Gathered,
 }
 
 /// Why a worker could not be made.
@@ -191,6 +195,8 @@ impl Worker {
             refusals: Seldom::default(),
             patience: Patience::new(config.busy_poll),
             looks_for_tx: false,
+            taken: Vec::new(),
+            gathered: Gathered::default(),
             cores: cores.clone(),
         };
         worker.set_limits(&Settings::of(config));
