@@ -9,10 +9,17 @@ use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{AT_ONCE, CID, Device, assert_at_once, pattern};
+use common::{AT_ONCE, CID, Device, Waking, assert_at_once, pattern};
 use vsock_packet::{Cid, Op};
 use vsock_testkit::host::{Client, HostStream, port_path};
 use vsock_testkit::{Behaviour, Error, Guest, Setup, State, StreamId, VhostUser, feature, queue};
+
+/// How long the guest has to answer a REQUEST.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a client has to say which port it wants.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than any timeout, on a machine that stops this process for a while, too.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Dials port 1234, which the guest listens to.
 fn dial(device: &Device, guest: &mut Guest) -> Result<(StreamId, HostStream, u32), Error> {
@@ -234,20 +241,17 @@ fn a_guest_that_does_not_answer_costs_the_client_two_seconds() -> Result<(), Err
     };
     let mut guest = device.guest_with(Setup {
         behaviour,
+        patience: PATIENCE,
         ..Setup::default()
     })?;
-    let start = Instant::now();
+    let waking = Waking::start();
     let client = Client::dial(&device.uds(), 1234)?;
     let request = guest.expect_packet(Op::Request)?;
     guest.leave_to_hand(1234);
     let rst = guest.expect_packet(Op::Rst)?;
     assert_eq!(rst.header.src_port(), request.header.src_port());
-    client.expect_refusal(AT_ONCE)?;
-    let elapsed = start.elapsed().as_millis();
-    assert!(
-        (1900..3000).contains(&elapsed),
-        "the request timed out after {elapsed} ms"
-    );
+    client.expect_refusal(PATIENCE)?;
+    waking.assert_timed_out(REQUEST_TIMEOUT, "the request");
     Ok(())
 }
 
@@ -271,28 +275,57 @@ fn a_response_after_the_request_timed_out_is_a_strangers() -> Result<(), Error> 
     guest.expect_packet(Op::Rst).map(drop)
 }
 
+/// As many clients as may be silent, and one more, which is heard.
+struct Crowd {
+    /// From before the first of them.
+    waking: Waking,
+    silent: std::vec::IntoIter<Client>,
+    heard: (StreamId, HostStream, u32),
+}
+
+impl Crowd {
+    fn gather(device: &Device, guest: &mut Guest) -> Result<Self, Error> {
+        let waking = Waking::start();
+        let silent: Result<Vec<_>, _> = (0..128).map(|_| Client::connect(&device.uds())).collect();
+        Ok(Self {
+            waking,
+            silent: silent?.into_iter(),
+            heard: dial(device, guest)?,
+        })
+    }
+}
+
+/// A crowd whose oldest silent client went because there was one more, not because its time
+/// was up: a machine that stops this process for a while may let that pass.
+fn crowd_without_the_oldest(device: &Device, guest: &mut Guest) -> Result<Crowd, Error> {
+    const TRIES: usize = 5;
+    for _ in 0..TRIES {
+        let mut crowd = Crowd::gather(device, guest)?;
+        crowd.silent.next().unwrap().expect_refusal(PATIENCE)?;
+        if crowd.waking.elapsed() < HANDSHAKE_TIMEOUT / 2 {
+            return Ok(crowd);
+        }
+    }
+    panic!("the oldest of too many silent clients went late, {TRIES} times");
+}
+
 #[test]
 fn silent_clients_are_limited_in_number_and_time() -> Result<(), Error> {
     let device = Device::start();
-    let mut guest = listening_guest(&device)?;
-    let start = Instant::now();
-    let mut silent = Vec::new();
-    for _ in 0..128 {
-        silent.push(Client::connect(&device.uds())?);
+    let mut guest = device.guest_with(Setup {
+        patience: PATIENCE,
+        ..Setup::default()
+    })?;
+    guest.listen(1234);
+    let crowd = crowd_without_the_oldest(&device, &mut guest)?;
+    for client in crowd.silent {
+        client.expect_refusal(PATIENCE)?;
+        crowd
+            .waking
+            .assert_timed_out(HANDSHAKE_TIMEOUT, "a handshake");
     }
-    // One more is heard, and the oldest has to go for it.
-    let (stream, mut end, _) = dial(&device, &mut guest)?;
-    let mut silent = silent.into_iter();
-    silent.next().unwrap().expect_refusal(AT_ONCE)?;
-    for client in silent {
-        client.expect_refusal(Duration::from_secs(7))?;
-    }
-    let elapsed = start.elapsed().as_millis();
-    assert!(
-        (4900..7000).contains(&elapsed),
-        "handshakes timed out after {elapsed} ms"
-    );
     // Who is connected is not in a handshake any more.
+    let (stream, mut end, _) = crowd.heard;
     guest.write_all(stream, b"hello")?;
     assert_eq!(end.read_exact(5)?, b"hello");
     assert_eq!(guest.stream(stream).state(), State::Established);

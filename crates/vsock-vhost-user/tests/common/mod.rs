@@ -6,6 +6,7 @@
 
 mod house;
 mod pair;
+mod waking;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use vsock_vhost_user::{AddError, GuestConfig, Server};
 
 pub use house::{PORT, connect, house, is_up};
 pub use pair::{Alive, pair, pair_of, pair_with};
+pub use waking::Waking;
 
 /// The CID of the guest that every [`Device`] serves.
 pub const CID: u64 = 3;
