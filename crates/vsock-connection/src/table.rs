@@ -95,7 +95,7 @@ impl Found {
 }
 
 /// So many connections are many. The index of fewer stays in a core's own caches.
-const MANY: usize = 1024;
+const MANY: usize = 256;
 
 /// The connections of one guest: found by their ends, by what they have for the guest,
 /// and by their timers.

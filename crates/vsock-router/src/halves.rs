@@ -249,4 +249,35 @@ mod tests {
         assert_eq!(halves.outstanding.capacity(), 0);
         assert!(halves.insert(flow(5, &peer)));
     }
+
+    #[test]
+    fn finds_several_at_once_and_what_is_in_their_places_since() {
+        let peer = Switch::default().service(Cid::new(3), Arc::new(Nowhere));
+        let mut halves = Halves::default();
+        let mut ends = Vec::new();
+        for port in 0..100 {
+            let flow = flow(port, &peer);
+            ends.push(flow.half.ends());
+            if port < 99 {
+                assert!(halves.insert(flow));
+            }
+        }
+        let [gone, there, new] = [ends[7], ends[98], ends[99]];
+        let wanted = [there, gone, there, new, gone];
+        let found = halves.find_all(wanted.into_iter());
+        let at = |place: u32| Some(halves.places.get(place as usize)?.half.ends());
+        let found_ends = [0, 1, 2, 3, 4].map(|index| at(found[index]));
+        let all = [Some(there), Some(gone), Some(there), None, Some(gone)];
+        assert_eq!(found_ends, all);
+
+        halves.remove(gone);
+        assert!(halves.insert(flow(99, &peer)), "in the place that is free");
+        assert_eq!(halves.places[found[1] as usize].half.ends(), new);
+        let mut again = |index: usize| {
+            let whole = halves.get_found(Some(found[index]), wanted[index]);
+            whole.map(|whole| whole.half.ends())
+        };
+        let all = [Some(there), None, Some(there), Some(new), None];
+        assert_eq!([0, 1, 2, 3, 4].map(&mut again), all);
+    }
 }

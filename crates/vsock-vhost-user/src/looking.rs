@@ -30,7 +30,11 @@ impl Worker {
                 self.look_around(turn % HOST_FIRST == 0)
             } else if turn < TURNS_IN_A_ROW {
                 // Whoever has got something meanwhile is not to wait for all of it.
-                Some(Cause::Host)
+                Some(if turn % HOST_FIRST == 0 {
+                    Cause::Tx
+                } else {
+                    Cause::Host
+                })
             } else {
                 self.poller.waker().wake();
                 None

@@ -8,8 +8,9 @@
 //!                                 fill_rx: what connections and refusals have for the guest
 //! ```
 //!
-//! A turn never waits and is bounded: when there is more to do, the worker wakes itself
-//! and lets others (the end of the session above all) in between.
+//! A turn never waits and is bounded: when there is more to do, the worker takes a bounded
+//! number of them in a row, or wakes itself and lets others (the end of the session above all)
+//! in between.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -7,9 +7,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{AT_ONCE, Device, assert_at_once, header, host_port, pattern};
-use vsock_packet::{Cid, Op, VsockAddr};
+use vsock_packet::{Cid, Header, Op, VsockAddr};
 use vsock_testkit::host::{Client, FullBacklog, HostListener, Service, port_path, refuse};
-use vsock_testkit::{Error, Guest, Layout, State};
+use vsock_testkit::{Error, Guest, Layout, State, Transport, queue};
 
 /// Connects to `peer`, which must answer with an RST at once.
 #[track_caller]
@@ -202,4 +202,46 @@ fn a_port_may_be_used_again_once_it_is_closed() -> Result<(), Error> {
     }
     assert!(guest.inbox().is_empty(), "{:?}", guest.inbox());
     Ok(())
+}
+
+/// Among many, those of a pass are looked up before the first of them is dealt with.
+#[test]
+fn packets_sent_at_once_reach_each_its_own_of_many_connections() -> Result<(), Error> {
+    let device = Device::start();
+    let host = HostListener::bind(&device.uds(), 700)?;
+    let mut guest = device.guest()?;
+    let mut pairs = Vec::new();
+    for _ in 0..300 {
+        let stream = guest.connect(700)?;
+        pairs.push((guest.stream(stream).local().port.value(), host.accept()?));
+    }
+    guest.expect_tx_returned()?;
+    let mut put = |op, local_port: u32, payload: &[u8]| {
+        let header = Header {
+            len: payload.len() as u32,
+            ..header(&guest, op, local_port, 700)
+        };
+        let rings = guest.rings_mut();
+        assert!(rings.send(&header.to_raw(), payload, &Layout::default()));
+    };
+    let say = |port: u32| format!("from {port}").into_bytes();
+    for (index, (port, _)) in pairs.iter().enumerate().skip(7).step_by(17) {
+        put(Op::Rw, *port, &say(*port));
+        match index {
+            // From now on there are others than were looked up.
+            75 => put(Op::Request, 1, &[]),
+            // Nobody's.
+            24 | 160 => put(Op::Rw, 2, b"stray"),
+            _ => put(Op::Rw, *port, b"!"),
+        }
+    }
+    guest.transport().kick(queue::TX)?;
+    for (index, (port, end)) in pairs.iter_mut().enumerate().skip(7).step_by(17) {
+        let mut expected = say(*port);
+        if ![24, 75, 160].contains(&index) {
+            expected.push(b'!');
+        }
+        assert_eq!(end.read_exact(expected.len())?, expected);
+    }
+    host.accept().map(drop)
 }
