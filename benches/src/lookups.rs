@@ -3,13 +3,13 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use vsock_connection::{Connection, Table, Timeouts};
+use vsock_connection::{Connection, Found, Table, Timeouts};
 use vsock_packet::{Cid, Header, Op, VsockAddr};
 
 use crate::switch::House;
 
 /// Packets that a worker takes from a busy TX ring at once.
-pub const PASS: usize = 32;
+pub const PASS: usize = Found::AT_MOST;
 
 /// Connections in turn: from one end of a table to the other, not along it.
 #[derive(Debug)]
@@ -74,12 +74,9 @@ impl Connections {
     }
 }
 
-fn guest(port: u32) -> VsockAddr {
-    VsockAddr::new(Cid::new(3), port)
-}
-
 fn request(port: u32) -> Header {
-    Header::new(Op::Request, guest(port), VsockAddr::new(Cid::HOST, 80))
+    let guest = VsockAddr::new(Cid::new(3), port);
+    Header::new(Op::Request, guest, VsockAddr::new(Cid::HOST, 80))
 }
 
 /// The connections between two guests of a switch.

@@ -139,19 +139,18 @@ impl House {
 
     /// The sender tells of its credit on a connection.
     pub fn update(&self, connection: u32) {
-        let header = self.header(connection, Op::CreditUpdate);
-        let packet = Packet::new(header, Payload::EMPTY);
-        self.sender.send(&[packet], self.now);
+        self.sender
+            .send(&[self.credit_update(connection)], self.now);
     }
 
     /// The sender tells of its credit on some connections, at once.
     pub fn update_all(&self, connections: impl Iterator<Item = u32>) {
-        let packet = |connection| {
-            let header = self.header(connection, Op::CreditUpdate);
-            Packet::new(header, Payload::EMPTY)
-        };
-        let packets: Vec<_> = connections.map(packet).collect();
+        let packets: Vec<_> = connections.map(|it| self.credit_update(it)).collect();
         self.sender.send(&packets, self.now);
+    }
+
+    fn credit_update(&self, connection: u32) -> Packet<'static> {
+        Packet::new(self.header(connection, Op::CreditUpdate), Payload::EMPTY)
     }
 
     fn answer(&self, connection: u32, op: Op) {

@@ -213,7 +213,7 @@ impl<H> Table<H> {
         {
             return Some(id);
         }
-        let id = self.find_hashed(self.hasher.hash_one(ends), ends)?;
+        let id = self.find_ends(header.dst, header.src)?;
         self.latest = Some((ends, id));
         Some(id)
     }

@@ -84,7 +84,7 @@ impl Halves {
     }
 
     fn find(&self, hash: u64, ends: Ends) -> Option<u32> {
-        let is_meant = |place: &u32| self.places[*place as usize].half.ends() == ends;
+        let is_meant = |place: &u32| self.is_at(*place, ends);
         self.index.find(hash, is_meant).copied()
     }
 
