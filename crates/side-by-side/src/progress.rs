@@ -46,11 +46,6 @@ impl Progress {
         }
     }
 
-    /// Something is being done before the first step.
-    pub(crate) fn prepare(what: &str) -> Result<()> {
-        show(&format!("{what}\n"))
-    }
-
     /// Something went wrong that does not end the run.
     pub(crate) fn complain(&self, what: &str) -> Result<()> {
         let clear = if self.is_terminal { CLEAR } else { "" };

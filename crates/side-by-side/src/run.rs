@@ -20,11 +20,12 @@ use crate::warm::{self, Warm};
 pub(crate) fn measure(arguments: &Arguments) -> Result<Outcome> {
     let mut outcome = nothing(arguments);
     placement::look_around()?;
-    Progress::prepare("using all that is free of the memory once")?;
-    let _warm = Warm::up(warm::ALL)?;
-    let steps = outcome.limits.len() + outcome.rows.len();
+    // With two of warming the memory.
+    let steps = outcome.limits.len() + outcome.rows.len() + 2;
     let mut progress = Progress::new(arguments.rounds, steps);
     for round in 0..arguments.rounds {
+        progress.step(warm::NAME)?;
+        let warm = Warm::up()?;
         for (&mut (limit, cores), series) in
             outcome.limits.iter_mut().map(|(of, series)| (of, series))
         {
@@ -32,7 +33,9 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<Outcome> {
             let measured = series.add(|| limit.measure_watched(cores, outcome.sample));
             measured.with_context(|| format!("measure {}", limit.name()))?;
         }
-        let _warm = Warm::up(warm::AGAIN)?;
+        progress.step(warm::NAME)?;
+        drop(warm);
+        let _warm = Warm::up()?;
         for row in &mut outcome.rows {
             progress.step(&row.scenario.name)?;
             take_turns(arguments, row, round, &progress)?;

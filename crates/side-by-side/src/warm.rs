@@ -5,16 +5,20 @@
 //! socket takes new pages all the time. Whether they are new to the machine, too, decides
 //! then: the same stream came to 500 and to 5,000 MiB/s within minutes.
 //!
-//! So the run takes most of what is free, uses it, and gives all but one page in each block
-//! back. What is free between those is too small to be given away.
+//! So the run takes some of what is free, uses it, and gives all but one page in each block
+//! back, and does so again before each part of a round. What is free between those pages is too
+//! small to be given away.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// How much is warmed before all rounds, and before the scenarios of each, in blocks at most.
-pub(crate) const ALL: usize = 16 << 10;
-pub(crate) const AGAIN: usize = 3 << 10;
+/// What a run does meanwhile.
+pub(crate) const NAME: &str = "warming the memory";
+/// How much is warmed, in blocks at most: more than is measured with. With nearly all that is
+/// free in small pieces, the kernel has none left to take for sockets, and takes it from
+/// programs' memory, little by little: the streams came to 400 to 1,100 MiB/s.
+const MOST: usize = 3 << 10;
 /// Well below the smallest that is given away (4 MiB on x86-64), and large enough for the
 /// allocator to map it by itself.
 const BLOCK: usize = 1 << 20;
@@ -28,10 +32,10 @@ pub(crate) struct Warm {
 }
 
 impl Warm {
-    /// Warms what is free, so many blocks at `most`, which takes a second for each GiB.
-    pub(crate) fn up(most: usize) -> Result<Self> {
+    /// Warms what is free, which takes up to three seconds for each GiB.
+    pub(crate) fn up() -> Result<Self> {
         let free = free()?;
-        let blocks = most.min((free - free / EIGHTH) / BLOCK);
+        let blocks = MOST.min((free - free / EIGHTH) / BLOCK);
         // All of them before the first is made smaller, or that would serve for the next.
         let mut pages: Vec<_> = (0..blocks).map(|_| vec![1_u8; BLOCK]).collect();
         for page in &mut pages {
