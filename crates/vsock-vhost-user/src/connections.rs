@@ -5,8 +5,7 @@
 //! the other and lets go of what is over.
 
 use std::collections::VecDeque;
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,8 +21,9 @@ use crate::counters::Counters;
 use crate::handle::Settings;
 use crate::host_end::{HostEnd, Read};
 use crate::memory::Piece;
+use crate::newcomers::Newcomers;
 use crate::parting::Partings;
-use crate::poller::{EventFlags, Registry, Token};
+use crate::poller::{EventFlags, Poller, Registry, Token, Waker};
 use crate::rx::{Room, RxPass};
 use crate::status::ConnectionStatus;
 use crate::trickle;
@@ -44,8 +44,11 @@ pub(crate) struct Connections {
     recorder: Arc<Recorder>,
     /// Where the sockets are watched.
     registry: Registry,
+    /// Has another turn come.
+    waker: Waker,
     /// Trickles, and when each is to be read again.
     put_off: VecDeque<(Instant, ConnectionId)>,
+    newcomers: Newcomers,
     /// How often the guest has sent payload, modulo 2^32.
     said: u32,
     /// Sockets of those that are over, still to be closed.
@@ -60,7 +63,7 @@ impl Connections {
         timeouts: Timeouts,
         counters: Arc<Counters>,
         recorder: Arc<Recorder>,
-        registry: Registry,
+        poller: &Poller,
     ) -> Self {
         Self {
             guest,
@@ -70,8 +73,10 @@ impl Connections {
             timeouts,
             counters,
             recorder,
-            registry,
+            registry: poller.registry(),
+            waker: poller.waker(),
             put_off: VecDeque::new(),
+            newcomers: Newcomers::default(),
             said: 0,
             partings: Partings::default(),
             now: Instant::now(),
@@ -81,6 +86,15 @@ impl Connections {
     /// Closes the sockets of connections that are over: the guest has been told.
     pub(crate) fn part(&mut self) {
         self.partings.close();
+    }
+
+    /// Ends a turn: does what the guest need not wait for.
+    pub(crate) fn end_turn(&mut self) {
+        self.part();
+        while let Some(id) = self.newcomers.next_earlier() {
+            self.welcome(id);
+        }
+        self.newcomers.end_turn();
     }
 
     /// Begins a turn: it is `now` until the next one.
@@ -142,7 +156,7 @@ impl Connections {
 
     /// Does something with all host sockets.
     #[cfg(test)]
-    pub(crate) fn for_each_socket(&mut self, mut act: impl FnMut(BorrowedFd<'_>)) {
+    pub(crate) fn for_each_socket(&mut self, mut act: impl FnMut(std::os::fd::BorrowedFd<'_>)) {
         for id in self.table.ids() {
             let entry = self.table.get_mut(id);
             entry.and_then(|entry| entry.host.socket()).map(&mut act);
@@ -159,15 +173,42 @@ impl Connections {
             self.allowance.take_back(buf_alloc);
             return false;
         };
-        if !self.watch(id, Registry::add) {
-            self.drop_entry(id);
-            return false;
-        }
         if let Some(entry) = self.table.get_mut(id) {
+            entry.host.is_newcomer = true;
             entry.host.record.establish();
         }
+        self.newcomers.add(id);
         self.table.mark_ready(id);
         true
+    }
+
+    /// Has a newcomer's socket watched that came alone.
+    pub(crate) fn watch_lone_newcomer(&mut self) {
+        if let Some(id) = self.newcomers.lone() {
+            self.welcome(id);
+        }
+    }
+
+    /// Has the next newcomer's socket watched. `false` when there is none.
+    pub(crate) fn watch_newcomer(&mut self) -> bool {
+        let next = self.newcomers.next();
+        if let Some(id) = next {
+            self.welcome(id);
+        }
+        next.is_some()
+    }
+
+    /// Has the sockets of all newcomers watched: the worker may be about to sleep.
+    pub(crate) fn watch_newcomers(&mut self) {
+        while self.watch_newcomer() {}
+    }
+
+    /// Has a newcomer's socket watched, if it is still there.
+    fn welcome(&mut self, id: ConnectionId) {
+        if let Some(entry) = self.table.get_mut(id) {
+            entry.host.is_newcomer = false;
+        }
+        self.rewatch(id);
     }
 
     /// Asks the guest for a connection to its `port`. The socket is watched as a
@@ -197,7 +238,7 @@ impl Connections {
             self.host_ports.free(host_port);
             return false;
         };
-        if !self.watch(id, Registry::modify) {
+        if !self.watch_client(id) {
             self.drop_entry(id);
             return false;
         }
@@ -209,20 +250,15 @@ impl Connections {
         true
     }
 
-    /// Has the socket watched for what its end waits for now, which is not nothing.
-    fn watch(
-        &mut self,
-        id: ConnectionId,
-        how: fn(&Registry, BorrowedFd<'_>, Token, EventFlags) -> io::Result<()>,
-    ) -> bool {
+    /// Has a socket that is watched as a handshake watched for what its end waits for.
+    fn watch_client(&mut self, id: ConnectionId) -> bool {
         let Some(entry) = self.table.get_mut(id) else {
             return false;
         };
         let (_, events) = entry.host.watch();
+        let token = Token::Connection(id);
         let socket = entry.host.socket();
-        socket.is_some_and(|socket| {
-            how(&self.registry, socket, Token::Connection(id), events).is_ok()
-        })
+        socket.is_some_and(|socket| self.registry.modify(socket, token, events).is_ok())
     }
 
     /// What the socket is to be watched for may have changed: it is full, or not any more, or
@@ -248,10 +284,12 @@ impl Connections {
         };
         match result {
             Ok(()) => (),
-            // There is no memory for it now: it is left alone for longer.
+            // There is no memory for it now: it is left alone for longer. The timer is armed in
+            // a turn, and this may be between two.
             Err(_) if before.is_empty() => {
                 entry.host.unwatched();
                 self.read_later(id);
+                self.waker.wake();
             }
             // Without being told of room or bytes nothing more could be carried.
             Err(_) => entry.connection.reset(Cause::HostError),

@@ -45,6 +45,8 @@ pub(crate) struct HostEnd {
     trickle: Trickle,
     /// It is a trickle: what comes is not watched for.
     gathers: bool,
+    /// Until there is time for it, the socket is watched for nothing but room.
+    pub(crate) is_newcomer: bool,
     /// It is going to be [resumed](Self::resume).
     pub(crate) is_put_off: bool,
     /// The host port that was assigned, to be freed.
@@ -80,7 +82,7 @@ pub(crate) enum Read {
 }
 
 impl HostEnd {
-    /// An end whose socket is connected, and about to be [watched](Self::watch). The guest
+    /// An end whose socket is connected, and yet to be [watched](Self::watch). The guest
     /// may send `buf_alloc` bytes.
     pub(crate) fn new(
         socket: OwnedFd,
@@ -103,6 +105,7 @@ impl HostEnd {
             read_size: *READ_SIZES.start(),
             trickle: Trickle::default(),
             gathers: false,
+            is_newcomer: false,
             is_put_off: false,
             assigned_port,
             buf_alloc,
@@ -129,10 +132,10 @@ impl HostEnd {
 
     /// Each read of the application's makes room, so room is of interest only while something
     /// waits for it. Who is left alone is not watched at all: to be heard, even of what is of
-    /// no interest, takes a tenth of a small write.
+    /// no interest, takes a tenth of a small write. Nor is a [newcomer](crate::newcomers).
     fn interest(&self) -> EventFlags {
         let waits_for_room = !self.buffer.is_empty() || self.untold > 0;
-        if self.is_left_alone() && !waits_for_room {
+        if (self.is_newcomer || self.is_left_alone()) && !waits_for_room {
             return EventFlags::empty();
         }
         let mut interest = EventFlags::RDHUP | EventFlags::ET;

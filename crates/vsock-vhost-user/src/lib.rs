@@ -84,6 +84,7 @@ mod looking;
 mod memory;
 mod memory_faults;
 mod mishaps;
+mod newcomers;
 mod parting;
 mod patience;
 mod poller;

@@ -44,6 +44,12 @@ impl Worker {
                 None => break,
             }
         }
+        self.prepare_to_sleep();
+    }
+
+    /// Does what was put off for as long as there was something else to do.
+    pub(crate) fn prepare_to_sleep(&mut self) {
+        self.connections.watch_newcomers();
         self.ask_for_kicks();
     }
 
@@ -65,8 +71,8 @@ impl Worker {
             return None;
         }
         let now = Instant::now();
-        let until = self.patience.idles(now);
         let is_shared = self.cores.is_shared_by(self.guest, now);
+        let until = self.patience.idles(now, is_shared);
         if !self.patience.looks() {
             return None;
         }
@@ -97,7 +103,9 @@ impl Worker {
                 if Instant::now() >= until {
                     return None;
                 }
-                if shared {
+                if worker.connections.watch_newcomer() {
+                    // That was something to do.
+                } else if shared {
                     sched_yield();
                 } else {
                     spin_loop();
@@ -165,7 +173,7 @@ mod tests {
         assert!(catch_unwind(panics).is_err());
         while !worker.patience.looks() {
             let now = Instant::now();
-            worker.patience.idles(now);
+            worker.patience.idles(now, false);
             worker.patience.wakes(now + Duration::from_micros(1));
         }
         worker.looks_for_tx = true;

@@ -19,6 +19,12 @@ const KEEP_LOOKING: u32 = 2048;
 const KEEP_SLEEPING: u32 = 256;
 const KEEP_SLEEPING_LONGEST: u32 = 16_384;
 
+/// What looking has to make of a pause: three quarters of what sleeping does, for it takes a core
+/// that others could use, or that could sleep. On a core where another worker looks, too, hardly
+/// less than sleeping does.
+const WORTH_A_CORE: (u32, u32) = (3, 4);
+const WORTH_A_SHARE: (u32, u32) = (15, 16);
+
 /// Looks in vain in a row that end a time of looking.
 const MISSES: u32 = 8;
 
@@ -34,6 +40,8 @@ pub(crate) struct Patience {
     paused: Duration,
     /// Since when there is nothing to do.
     idle_since: Option<Instant>,
+    /// Another worker was on this core then.
+    shares_core: bool,
     misses: u32,
     keep_sleeping: u32,
 }
@@ -57,6 +65,7 @@ impl Patience {
             left: TRIAL,
             paused: Duration::ZERO,
             idle_since: None,
+            shares_core: false,
             misses: 0,
             keep_sleeping: KEEP_SLEEPING,
         }
@@ -67,9 +76,11 @@ impl Patience {
         matches!(self.stage, Stage::TryLooking { .. } | Stage::KeepLooking)
     }
 
-    /// There is nothing to do. Until when to look for something.
-    pub(crate) fn idles(&mut self, now: Instant) -> Instant {
+    /// There is nothing to do, perhaps on a core that another worker shares. Until when to look
+    /// for something.
+    pub(crate) fn idles(&mut self, now: Instant, shares_core: bool) -> Instant {
         self.idle_since = Some(now);
+        self.shares_core = shares_core;
         now + self.time
     }
 
@@ -99,7 +110,14 @@ impl Patience {
         // Of a trial that has failed, no more is needed.
         let has_failed = match self.stage {
             Stage::TrySleeping => self.paused >= 2 * TRIAL * self.time,
-            Stage::TryLooking { slept } => 4 * self.paused >= 3 * slept,
+            Stage::TryLooking { slept } => {
+                let (part, whole) = if self.shares_core {
+                    WORTH_A_SHARE
+                } else {
+                    WORTH_A_CORE
+                };
+                whole * self.paused >= part * slept
+            }
             Stage::KeepLooking | Stage::KeepSleeping => false,
         };
         if self.left == 0 || has_failed {
@@ -144,6 +162,7 @@ mod tests {
     struct Scene {
         patience: Patience,
         now: Instant,
+        shares_core: bool,
     }
 
     impl Scene {
@@ -151,6 +170,7 @@ mod tests {
             Self {
                 patience: Patience::new(time),
                 now: Instant::now(),
+                shares_core: false,
             }
         }
 
@@ -164,7 +184,7 @@ mod tests {
 
         fn pause_once(&mut self, slept: u64, looked: u64) -> bool {
             let looks = self.patience.looks();
-            let until = self.patience.idles(self.now);
+            let until = self.patience.idles(self.now, self.shares_core);
             let took = Duration::from_micros(if looks { looked } else { slept });
             if looks {
                 let now = self.now + took;
@@ -188,6 +208,16 @@ mod tests {
         let mut scene = Scene::new(TIME);
         let looked = scene.pause(100_000, 8, 8);
         assert!((1..500).contains(&looked), "{looked}");
+    }
+
+    #[test]
+    fn looks_for_less_where_another_looks_too() {
+        let mut scene = Scene::new(TIME);
+        assert!(scene.pause(10_000, 60, 50) < 500);
+        let mut scene = Scene::new(TIME);
+        scene.shares_core = true;
+        let looked = scene.pause(10_000, 60, 50);
+        assert!(looked > 9_800, "{looked}");
     }
 
     #[test]
@@ -222,7 +252,7 @@ mod tests {
         assert!(scene.patience.looks());
         for _ in 0..MISSES {
             let now = scene.now + Duration::from_millis(3);
-            scene.patience.idles(scene.now);
+            scene.patience.idles(scene.now, false);
             scene.patience.looked(true, now);
             scene.patience.wakes(now);
             scene.now = now;
@@ -234,7 +264,7 @@ mod tests {
     fn never_looks_for_longer_than_anybody_may() {
         let mut scene = Scene::new(Duration::MAX);
         let longest = GuestConfig::MAX_BUSY_POLL;
-        assert_eq!(scene.patience.idles(scene.now), scene.now + longest);
+        assert_eq!(scene.patience.idles(scene.now, false), scene.now + longest);
         scene.pause(1_000, 60, 15);
     }
 

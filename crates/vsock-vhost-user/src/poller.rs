@@ -1,8 +1,8 @@
 //! What a worker waits for beside its rings: host sockets, a timer, and itself.
 //!
 //! vhost-user-backend waits for the rings. All the rest is behind one epoll instance that
-//! is itself one of the things it waits for. Sockets are registered once and
-//! edge-triggered: what is ready is remembered by whoever owns the socket.
+//! is itself one of the things it waits for. Sockets are edge-triggered: what is ready is
+//! remembered by whoever owns the socket.
 
 use std::io;
 use std::mem::MaybeUninit;

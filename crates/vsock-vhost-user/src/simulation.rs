@@ -18,6 +18,8 @@
 mod application;
 mod device;
 mod mischief;
+mod newcomer;
+mod scene;
 mod talk;
 mod trickle;
 mod world;

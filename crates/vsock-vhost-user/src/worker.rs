@@ -166,7 +166,7 @@ impl Worker {
             Timeouts::default(),
             Arc::clone(&counters),
             Arc::clone(switch.recorder()),
-            poller.registry(),
+            &poller,
         );
         let port = Arc::new(RxPort::new(poller.waker(), Arc::clone(&counters)));
         let groups = Groups::from_iter(config.groups.iter().cloned());
@@ -402,13 +402,14 @@ impl Worker {
         self.door.handle_timeouts(now);
         self.member.handle_timeouts(now);
         more |= self.admit_callers(now);
+        self.connections.watch_lone_newcomer();
         let fills_on = self.fill_rx();
         if drained.notify
             && let Some((tx, _)) = self.tx_ring()
         {
             tx.notify();
         }
-        self.connections.part();
+        self.connections.end_turn();
         let timeouts = [
             self.connections.next_timeout(),
             self.door.next_timeout(),

@@ -107,9 +107,17 @@ impl Device {
 
     /// The worker sees the rings; until then whoever asks for the guest is refused.
     fn wake_up(&mut self) {
-        while self.kicks.0.iter().any(Cell::get) {
+        while self.has_kick() {
             self.run();
         }
+    }
+
+    fn has_kick(&self) -> bool {
+        (0..self.rings.len()).any(|index| self.is_running(index) && self.kicks.0[index].get())
+    }
+
+    fn is_running(&self, index: usize) -> bool {
+        self.rings[index].get_ref().get_queue().ready()
     }
 
     /// When the worker wants to be woken.
@@ -117,8 +125,18 @@ impl Device {
         self.worker.poller.armed()
     }
 
-    /// One turn, if there is a reason for one.
+    /// One turn, if there is a reason for one, and what the worker does when there is none for
+    /// another.
     pub(super) fn run(&mut self) -> bool {
+        let ran = self.turn();
+        if !self.has_kick() {
+            self.worker.prepare_to_sleep();
+        }
+        ran
+    }
+
+    /// One turn, if there is a reason for one; another is to follow at once.
+    pub(super) fn turn(&mut self) -> bool {
         let cause = if self.take_kick(TX) {
             Cause::Tx
         } else if self.take_kick(RX) {
@@ -141,8 +159,7 @@ impl Device {
     }
 
     fn take_kick(&self, index: usize) -> bool {
-        let is_running = self.rings[index].get_ref().get_queue().ready();
-        is_running && self.kicks.0[index].take()
+        self.is_running(index) && self.kicks.0[index].take()
     }
 
     fn is_due(&mut self) -> bool {

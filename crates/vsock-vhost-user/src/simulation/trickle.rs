@@ -1,87 +1,20 @@
 //! When what an application writes little by little reaches the guest, by the clock of the
 //! simulation.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
 
 use rustix::net::sockopt::set_socket_send_buffer_size;
-use tempfile::TempDir;
-use vsock_packet::{Cid, GuestCid, VsockAddr};
-use vsock_router::{HostSockets, Limits, Routers, Switch};
-use vsock_testkit::{Guest, Setup, StreamId};
 
-use super::device::{self, Device, Kicks};
-use crate::config::GuestConfig;
-use crate::cores::Cores;
-use crate::events::Hub;
+use super::device;
+use super::scene::Scene;
 use crate::poller::{EventFlags, Token};
 use crate::trickle::PAUSE;
-use crate::unix_socket::{self, SocketAccess, SocketPath};
-use crate::worker::Worker;
 
 /// Writes that are enough to be taken for a trickle.
 const ENOUGH: usize = 20;
 
-/// A guest, and an application that it is connected to.
-struct Scene {
-    device: Device,
-    guest: Guest<Kicks>,
-    stream: StreamId,
-    application: UnixStream,
-    _socket: SocketPath,
-    _dir: TempDir,
-}
-
 impl Scene {
-    fn set() -> Self {
-        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let path = dir.path().join("vm");
-        let cid = GuestCid::new(3).unwrap();
-        let config = GuestConfig::new(cid, "", &path);
-        let (listener, socket) = unix_socket::listen(&path, SocketAccess::default()).unwrap();
-        let switch = Switch::new(Limits::default());
-        let router = Arc::new(Routers::default().then(HostSockets::new(path.clone())));
-        let (hub, cores) = (Arc::new(Hub::default()), Cores::default());
-        let worker = Worker::new(&config, listener, router, &switch, &hub, &cores).unwrap();
-        let (mut device, mut guest) = Device::start(worker, cid, Setup::default());
-        let listener = UnixListener::bind(format!("{}_700", path.display())).unwrap();
-        let peer = VsockAddr::new(Cid::HOST, 700);
-        let stream = guest.start_connect(peer).unwrap();
-        rest(&mut device, &mut guest);
-        let (application, _) = listener.accept().unwrap();
-        Self {
-            device,
-            guest,
-            stream,
-            application,
-            _socket: socket,
-            _dir: dir,
-        }
-    }
-
-    /// The application writes a byte. How many the guest gets without any time going by.
-    fn write(&mut self) -> usize {
-        self.application.write_all(b"!").unwrap();
-        self.take()
-    }
-
-    /// How many bytes the guest gets without any time going by.
-    fn take(&mut self) -> usize {
-        rest(&mut self.device, &mut self.guest);
-        let unread = self.guest.stream(self.stream).unread();
-        self.guest.drop_unread(self.stream);
-        unread
-    }
-
-    /// The guest sends so many bytes.
-    fn say(&mut self, bytes: usize) {
-        let sent = self.guest.write_some(self.stream, &vec![7; bytes]);
-        assert_eq!(sent.unwrap(), bytes);
-        rest(&mut self.device, &mut self.guest);
-    }
-
     /// The application writes until it is taken for one that trickles.
     fn begin(&mut self) {
         let written = (1..=ENOUGH).find(|_| self.write() == 0);
@@ -89,11 +22,6 @@ impl Scene {
         device::pass(PAUSE);
         assert_eq!(self.take(), 1, "what was gathered comes after a pause");
     }
-}
-
-/// All do what they can.
-fn rest(device: &mut Device, guest: &mut Guest<Kicks>) {
-    while device.run() || guest.step().unwrap() > 0 {}
 }
 
 #[test]
