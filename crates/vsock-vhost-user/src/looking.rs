@@ -21,6 +21,10 @@ const TURNS_IN_A_ROW: usize = 64;
 /// has one packet more does not keep the worker from them.
 const HOST_FIRST: usize = 4;
 
+/// Of so many looks on a shared core, one asks for the host's sockets and the timer: that is a
+/// system call, while the other worker waits for the core.
+const HOST_WHERE_SHARED: usize = 8;
+
 impl Worker {
     /// A turn with the rings of the connected frontend, and those that follow closely.
     pub(crate) fn turns_with(&mut self, mut cause: Cause, rings: &[Vring]) {
@@ -89,12 +93,15 @@ impl Worker {
     fn look_until(&mut self, until: Instant, shared: bool) -> Option<Cause> {
         // One pass for all looks: a look is to be short. From a ring that is not in order
         // nothing would be taken, however often it is found ready.
+        let mut looks = 0_usize;
         let found = self.with_tx(|worker, mut tx, _| {
             loop {
+                looks += 1;
                 if tx.is_ready() {
                     return Some(Cause::Tx);
                 }
-                if worker.poller.is_ready() {
+                if (!shared || looks.is_multiple_of(HOST_WHERE_SHARED)) && worker.poller.is_ready()
+                {
                     return Some(Cause::Host);
                 }
                 if worker.port.is_refilled() {
