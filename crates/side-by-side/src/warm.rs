@@ -16,8 +16,8 @@ use anyhow::{Context, Result};
 /// What a run does meanwhile.
 pub(crate) const NAME: &str = "warming the memory";
 /// How much is warmed, in blocks at most: more than is measured with. With nearly all that is
-/// free in small pieces, the kernel has none left to take for sockets, and takes it from
-/// programs' memory, little by little: the streams came to 400 to 1,100 MiB/s.
+/// free in small pieces, the first streams came to 400 to 1,100 MiB/s; probably the kernel then
+/// has no whole blocks for sockets, and takes programs' pieces.
 const MOST: usize = 3 << 10;
 /// Well below the smallest that is given away (4 MiB on x86-64), and large enough for the
 /// allocator to map it by itself.
