@@ -102,7 +102,8 @@ impl Worker {
         }
         self.take_packets(&taken, pieces);
         pieces.clear();
-        let count = taken.drain(..).len();
+        let count = taken.len();
+        taken.clear();
         self.taken = taken;
         count
     }

@@ -32,7 +32,7 @@ fn who_speaks_first_is_heard_while_the_guest_never_pauses() {
     }
     send(&mut scene);
     assert!(scene.device.turn(), "something was heard");
-    while scene.guest.step().unwrap() > 0 {}
+    scene.hear();
     for (stream, _) in newcomers {
         assert_eq!(scene.guest.stream(stream).unread(), 5);
     }
@@ -42,7 +42,7 @@ fn who_speaks_first_is_heard_while_the_guest_never_pauses() {
 fn who_is_gone_at_once_is_not_missed() {
     let mut scene = Scene::set();
     let newcomers = open_two(&mut scene);
-    while scene.guest.step().unwrap() > 0 {}
+    scene.hear();
     for (stream, _) in &newcomers {
         scene.guest.start_close(*stream).unwrap();
     }
@@ -97,7 +97,7 @@ fn a_full_socket_is_heard_of_before_and_after() {
     let mut scene = Scene::set();
     scene.device.socket_size = Some(5000);
     let mut newcomers = open_two(&mut scene);
-    while scene.guest.step().unwrap() > 0 {}
+    scene.hear();
     for (stream, _) in &newcomers {
         let sent = scene.guest.write_some(*stream, &vec![7; BYTES]);
         assert_eq!(sent.unwrap(), BYTES);

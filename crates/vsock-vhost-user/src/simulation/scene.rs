@@ -87,6 +87,11 @@ impl Scene {
         self.listener.accept().unwrap().0
     }
 
+    /// The guest takes what has come for it, and the device has no turn meanwhile.
+    pub(super) fn hear(&mut self) {
+        while self.guest.step().unwrap() > 0 {}
+    }
+
     /// All do what they can.
     pub(super) fn rest(&mut self) {
         rest(&mut self.device, &mut self.guest);
